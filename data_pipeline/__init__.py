@@ -1,0 +1,3 @@
+"""The GEX bridge: catches gamma-exposure payloads and keeps every one of them."""
+
+__version__ = "2.0.0"

@@ -141,10 +141,10 @@ def project_root() -> pathlib.Path:
     return beside if (beside / "run_server.py").is_file() else pathlib.Path.cwd()
 
 
-def add_flags(parser: argparse.ArgumentParser, defaults: bool = True) -> None:
-    """Add a flag for each setting that has one; the values stay text until `load`."""
+def add_flags(parser: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None:
+    """Add a flag for each setting that has one, or for the named ones; values stay text until `load`."""
     for setting in SETTINGS:
-        if not setting.flag:
+        if not setting.flag or only and setting.name not in only:
             continue
         shown = f" (default: {setting.default}{setting.unit and ' ' + setting.unit})" if setting.default not in ("", False) else ""
         kwargs = {"dest": setting.attribute, "help": setting.why + shown, "default": None}

@@ -8,12 +8,12 @@ DuckDB's lock (POSIX locks belong to the process).
 """
 
 import contextlib
-import os
 import pathlib
 import time
 
 import duckdb
 
+from data_pipeline.atomic import fsync_folder
 from data_pipeline.repository import schema
 
 # Readable by DuckDB 1.5 shells as well.
@@ -131,12 +131,3 @@ def position(con, journal: str) -> int:
 def note_position(con, journal: str, value: int) -> None:
     """To be called in the transaction that applies the records up to `value`."""
     con.execute("INSERT OR REPLACE INTO bridge_journal VALUES (?, ?)", [journal, value])
-
-
-def fsync_folder(folder: pathlib.Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

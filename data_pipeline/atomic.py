@@ -1,0 +1,57 @@
+"""The one way a whole file is written: a reader sees the old one or the new one, never half of one."""
+
+import os
+import pathlib
+import secrets
+
+# Temporary files have this ending; `clean` removes what a crash left of them.
+ENDING = ".tmp~"
+
+
+def replace(path: pathlib.Path, content: bytes, durable: bool = True) -> None:
+    """Put `content` at `path` atomically; folders are made as needed.
+
+    durable: survive a power cut too (fsync of file and folder); without it
+    only a crash of the process.  The new file has mode 0644.  Raises OSError,
+    and then leaves `path` as it was and no temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}{ENDING}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            write_all(fd, content)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_folder(path.parent)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """os.write until everything is written; raises OSError."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def fsync_folder(folder: pathlib.Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def clean(folder: pathlib.Path) -> int:
+    """Remove temporary files that a crash left below `folder`; how many there were."""
+    found = list(folder.rglob(f".*{ENDING}"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)

@@ -32,14 +32,14 @@ class HistoryLink:
 def gex_payload(payload: dict, data_key: str = "data", default_kind=None, default_endpoint=None) -> GexPayload:
     """Check an envelope `{ticker, kind, data, endpoint?, received_at?}`.
 
-    data_key: the name of `data` there; the defaults stand in for absent or
-    null values.  Raises ValidationError with every problem, in the order
+    data_key: the name of `data` there; the defaults stand in for absent, null
+    or empty values.  Raises ValidationError with every problem, in the order
     ticker, received_at, endpoint, kind, data.
     """
     ticker, data = payload.get("ticker"), payload.get(data_key)
     endpoint, received_at = payload.get("endpoint"), payload.get("received_at")
     kind = payload.get("kind")
-    kind = default_kind if kind is None else kind
+    kind = default_kind if kind in (None, "") else kind
     problems = []
     if ticker is None:
         problems.append("ticker: field required")
@@ -58,7 +58,7 @@ def gex_payload(payload: dict, data_key: str = "data", default_kind=None, defaul
         problems.append(f"{data_key}: must be an object")
     if problems:
         raise ValidationError("Validation error: " + "; ".join(problems))
-    return GexPayload(normalise(ticker), kind, data, default_endpoint if endpoint is None else endpoint, received_at)
+    return GexPayload(normalise(ticker), kind, data, endpoint or default_endpoint or endpoint, received_at)
 
 
 def history_link(payload: dict) -> HistoryLink:

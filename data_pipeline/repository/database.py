@@ -22,9 +22,12 @@ STORAGE_VERSION = "v1.5.0"
 MAGIC_OFFSET, MAGIC = 8, b"DUCK"
 SQLITE_MAGIC = b"SQLite format 3\0"
 
+# What DuckDB says of a file that is broken, and not only out of reach.
+DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
+
 
 class DatabaseBusy(Exception):
-    """Another process has the file open, and the wait for it is over."""
+    """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
 
 
 class NotADatabase(Exception):
@@ -71,6 +74,8 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
+        if not self.path.exists():
+            self._schema_seen = False
         con = self._open(wait)
         try:
             if not self._schema_seen:
@@ -90,14 +95,22 @@ class Database:
         while True:
             try:
                 return duckdb.connect(str(self.path), config=self._config())
-            except duckdb.IOException as problem:
-                if "lock" not in str(problem):
+            except duckdb.Error as problem:
+                if any(sign in str(problem) for sign in DAMAGE):
                     raise DatabaseDamaged(str(problem)) from problem
                 if time.monotonic() >= until:
                     raise DatabaseBusy(str(problem)) from problem
                 time.sleep(0.02)
-            except (duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException) as problem:
-                raise DatabaseDamaged(str(problem)) from problem
+
+    def move_aside(self) -> pathlib.Path:
+        """Rename the file, and its write-ahead log, out of the way; returns the new name."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        for ending in ("", ".wal"):
+            source = self.path.with_name(self.path.name + ending)
+            if source.exists():
+                source.rename(aside.with_name(aside.name + ending))
+        fsync_folder(self.path.parent)
+        return aside
 
     def _config(self) -> dict:
         # The storage version may only be named for a file that is new.

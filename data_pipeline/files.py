@@ -205,23 +205,22 @@ class FilesWriter:
         while True:
             began = time.monotonic()
             try:
-                more = self._step()
+                count = self._step()
             except Exception as problem:
                 log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
                           exc_info=not isinstance(problem, OSError))
-                more = False
-                if not self._stopping.wait(2.0):
-                    continue
-                return
-            if more:
+                if self._stopping.wait(2.0):
+                    return
+                continue
+            if count == BATCH or count and self._stopping.is_set():
                 continue
             if self._stopping.is_set():
                 return
             self._stopping.wait(max(0.0, began + INTERVAL - time.monotonic()))
             self.source.wait_beyond(self.position, timeout=2.0)
 
-    def _step(self) -> bool:
-        """One batch; True if there is more at once."""
+    def _step(self) -> int:
+        """One batch; returns how many records it had."""
         records = self.source.read(self.position, BATCH)
         spot_lines = []
         for number_, record in records:
@@ -235,13 +234,13 @@ class FilesWriter:
             self.lines += len(spot_lines)
         if not records:
             self.spots.settle()
-            return False
+            return 0
         self._spotted = max(self._spotted, records[-1][0])
         self.views.write()
         self.position = records[-1][0]
         if self.position > self.spots.position:
             self.spots.advance(self.position)
-        return len(records) == BATCH
+        return len(records)
 
     def _take(self, number_: int, record) -> list[bytes]:
         """Hand a record on to the views and the depth files; returns its spot line, if it has one."""

@@ -27,6 +27,10 @@ class Part:
     raw: bytes
     key: str = ""
 
+    @classmethod
+    def of(cls, data: dict) -> "Part":
+        return cls(json.dumps(data).encode("ascii"))
+
     def load(self) -> dict:
         value = json.loads(self.raw)
         return value[self.key] if self.key else value

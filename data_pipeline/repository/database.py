@@ -19,8 +19,6 @@ from data_pipeline.repository import schema
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
 
-MAGIC_OFFSET, MAGIC = 8, b"DUCK"
-SQLITE_MAGIC = b"SQLite format 3\0"
 
 # What DuckDB says of a file that is broken, and not only out of reach.
 DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
@@ -30,29 +28,8 @@ class DatabaseBusy(Exception):
     """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
 
 
-class NotADatabase(Exception):
-    """The file at the database's path is not ours; the text says what to do."""
-
-
 class DatabaseDamaged(Exception):
     """DuckDB cannot read the file, or found it broken."""
-
-
-def refuse_foreign_file(path: pathlib.Path) -> None:
-    """Look at the first bytes of the file, if there is one.
-
-    Only before the first connection of the process (see above).  Raises
-    NotADatabase.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        return
-    if head == SQLITE_MAGIC:
-        raise NotADatabase(f"{path} is an SQLite file; move it elsewhere and run: gex-bridge migrate FILE")
-    if head[MAGIC_OFFSET : MAGIC_OFFSET + 4] != MAGIC:
-        raise NotADatabase(f"{path} is not a DuckDB database; move it elsewhere and start again")
 
 
 class Database:
@@ -122,11 +99,11 @@ class Database:
 
 def last_id(con, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
-    (value,) = con.execute(
+    ((value,),) = con.execute(
         f"SELECT greatest(coalesce((SELECT last_id FROM bridge_ids WHERE table_name = ?), 0),"
         f" coalesce((SELECT max(id) FROM {table}), 0))",
         [table],
-    ).fetchone()
+    ).fetchall()
     return value
 
 
@@ -137,8 +114,8 @@ def note_last_id(con, table: str, value: int) -> None:
 
 def position(con, journal: str) -> int:
     """The last record of that journal that is in the tables; 0 for none."""
-    row = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchone()
-    return row[0] if row else 0
+    rows = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
+    return rows[0][0] if rows else 0
 
 
 def note_position(con, journal: str, value: int) -> None:

@@ -64,6 +64,7 @@ class Journal:
         self.last_link: Callable[[], int] = lambda: 0
         self.on_durable: Callable[[int], None] = lambda number: None
         self.id = ""
+        self.first_link = 0  # the last history-queue id given out before the last segment
         self.durable = 0
         self.failures = 0
         self.healthy = True
@@ -91,7 +92,7 @@ class Journal:
             os.close(self._lock_fd)
             raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
         atomic.clean(self.folder)
-        self.id, self.durable = find_end(self.folder)
+        self.id, self.durable, self.first_link = find_end(self.folder)
         self._next = self.durable + 1
 
     @property
@@ -217,25 +218,23 @@ class Journal:
             self._lock_fd = None
 
 
-def find_end(folder: pathlib.Path) -> tuple[str, int]:
-    """The journal's id and the number after which a new segment may begin.
+def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
+    """The journal's id, the number after which a new segment may begin, and the last segment's last link id.
 
     A new folder gets a new id.  Where the last segment ends in bytes that are
     no record, the numbers those may have had are not used again: the tables
     may already hold a record that was whole when they read it.
     """
     found = segments.list_segments(folder)
-    journal = ""
-    for path in reversed(found):
-        with open(path, "rb") as file:
-            header = segments.SegmentHeader.decode(file.read(segments.HEADER_BYTES))
-        if header is not None:
-            journal = header.journal
-            break
     if not found:
-        return uuid.uuid4().hex, 0
+        return uuid.uuid4().hex, 0, 0
+    header = next((h for path in reversed(found) if (h := segments.read_header(path))), None)
+    if header is None:
+        header = segments.SegmentHeader(uuid.uuid4().hex, 1, 0)
+        log.error("no header of the journal in %s is readable; it goes on under a new id", folder)
     reader = segments.Reader(folder, segments.first_number(found[-1]) - 1)
     unknown = 0
     while part := reader.read(1 << 62):
         unknown = sum(len(p.raw) for p in part if isinstance(p, segments.Damage) and p.after == reader.position)
-    return journal or uuid.uuid4().hex, reader.position + unknown // segments.RECORD.size + (unknown > 0)
+    end = reader.position + unknown // segments.RECORD.size + (unknown > 0)
+    return header.journal, end, header.last_link

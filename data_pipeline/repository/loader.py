@@ -25,7 +25,7 @@ MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
 # What DuckDB and Arrow raise where it is the record's fault, and not the disk's or the file's.
 UNLOADABLE = (
-    duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError, duckdb.ProgrammingError, pyarrow.ArrowException,
+    duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError, duckdb.InvalidInputException, pyarrow.ArrowException,
     ValueError, TypeError, OverflowError,
 )
 

@@ -89,6 +89,12 @@ def list_segments(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in folder.glob(f"*{ENDING}") if p.name[: -len(ENDING)].isdigit())
 
 
+def read_header(path: pathlib.Path) -> SegmentHeader | None:
+    """A segment's header; None where both copies are damaged."""
+    with open(path, "rb") as file:
+        return SegmentHeader.decode(file.read(HEADER_BYTES))
+
+
 def record_at(buffer, offset: int) -> Record | None:
     """The whole, undamaged record that starts at `offset` of `buffer`, if there is one."""
     head = buffer[offset : offset + RECORD.size]

@@ -20,6 +20,8 @@ log = logging.getLogger("webhook")
 
 BATCH = 128  # records a session
 GAP = 0.06  # s that the file is free between two sessions, however much there is to do
+CHECKPOINT_INTERVAL = 30.0  # s, at the most, between a commit and its checkpoint
+CHECKPOINT_BYTES = 16 << 20  # of write-ahead log; each opening of the file reads it
 BUSY_WAIT = 1.0  # s to try for before it is reported
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
@@ -54,6 +56,7 @@ class Loader:
         self.last_session = 0.0
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
+        self._checkpoint_due = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="Loader", daemon=True)
 
@@ -68,7 +71,7 @@ class Loader:
 
     def stats(self) -> dict:
         return {
-            "position": self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
+            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
             "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
         }
 
@@ -78,11 +81,12 @@ class Loader:
             more = self._try_step()
             if more or self.trouble:
                 time.sleep(GAP)
-            elif self._stopping.is_set():
+            elif self._stopping.is_set() and self.safe == self.position:
                 return
-            else:
+            elif not self._stopping.is_set():
                 self._stopping.wait(max(GAP, began + self.interval - time.monotonic()))
-                self.source.wait_beyond(self.position)
+                due = None if self.safe == self.position else max(0.0, self._checkpoint_due - time.monotonic())
+                self.source.wait_beyond(self.position, due)
 
     def _try_step(self) -> bool:
         try:
@@ -100,9 +104,16 @@ class Loader:
         if self.position is None:
             self._begin()
         records = self.source.read(self.position, BATCH)
-        if records:
+        if records or self.safe != self.position and self._must_checkpoint():
             self._load(records)
         return len(records) == BATCH
+
+    def _must_checkpoint(self) -> bool:
+        return (
+            self._stopping.is_set()
+            or time.monotonic() >= self._checkpoint_due
+            or self.database.log_bytes >= CHECKPOINT_BYTES
+        )
 
     def _begin(self) -> None:
         """Make the tables if they are missing, and see how far they are."""
@@ -115,21 +126,27 @@ class Loader:
         for number, record in records:
             if record is not None and self._add(rows, number, record):
                 kept.append((number, record))
+        upto = records[-1][0] if records else self.position
+        if self.safe == self.position:
+            self._checkpoint_due = time.monotonic() + CHECKPOINT_INTERVAL
+        checkpoint = self._must_checkpoint()
         began = time.monotonic()
-        with self.database.session(BUSY_WAIT) as con:
-            opened = time.monotonic()
+        with self.database.session(BUSY_WAIT, checkpoint) as con:
             if position(con, self.journal) != self.position:
                 raise DatabaseChanged("the database is not the one that was here before")
-            try:
-                self._apply(con, rows, records[-1][0])
-            except UNLOADABLE as problem:
-                self._apply_halves(con, kept, problem)
-                self._apply(con, Rows(), records[-1][0])
-        self.position = self.safe = records[-1][0]
+            if records:
+                try:
+                    self._apply(con, rows, upto)
+                except UNLOADABLE as problem:
+                    self._apply_halves(con, kept, problem)
+                    self._apply(con, Rows(), upto)
+        self.position = upto
+        if checkpoint:
+            self.safe = upto
         self.sessions += 1
         self.records += len(records)
-        self.last_session = time.monotonic() - opened
-        log.debug("loaded %d records in %.0f ms", len(records), 1e3 * (time.monotonic() - began))
+        self.last_session = time.monotonic() - began
+        log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
 
     def _add(self, rows: Rows, number: int, record) -> bool:
         try:

@@ -94,8 +94,11 @@ class Writer:
         line = json.dumps(self.stats())
         if line != self._reported:
             self._reported = line
-            report.write(line.encode() + b"\n")
-            report.flush()
+            try:
+                report.write(line.encode() + b"\n")
+                report.flush()
+            except BrokenPipeError:
+                log.debug("the server is gone")  # the end of standard input says so too
 
     def stats(self) -> dict:
         return {

@@ -180,16 +180,17 @@ class WriterProcess:
         # Its own session: a Ctrl-C is for the server, which then lets it finish.
         self._process = subprocess.Popen(
             [*self._command(), "--journal", self.journal.id], env=self._environment(), start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         )
+        # A writer that hangs must not make the server hang with it.
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._news.set()
 
     def _say(self, words: str) -> None:
         try:
             self._process.stdin.write(words.encode())
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            log.debug("the writer is gone")
+        except (OSError, ValueError) as problem:  # it is gone, or does not listen; both end otherwise
+            log.debug("the writer does not hear: %s", problem)
 
     def _tell(self) -> None:
         while True:

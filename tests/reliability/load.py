@@ -1,0 +1,120 @@
+"""Mixed load that remembers what was acknowledged, and the check that all of it is there, once."""
+
+import json
+import threading
+
+from tests.support import RunningBridge, gex_payload, read, request, status_of
+
+
+class Load:
+    """Clients that post to every endpoint until they are told to stop; each payload is unique.
+
+    What got a 2xx is in `acknowledged`, by kind: gex → (ticker, timestamp),
+    uw → serial number, link → (id, url).
+    """
+
+    def __init__(self, bridge: RunningBridge, clients: int, first: int = 0, pause: float = 0.0):
+        self.bridge = bridge
+        self.acknowledged: dict[str, list] = {"gex": [], "uw": [], "link": []}
+        self.refused: list[int] = []
+        self.first = first
+        self.pause = pause
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,), name=f"Load-{n}") for n in range(clients)]
+
+    def start(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.acknowledged.values()))
+
+    def _run(self, client: int) -> None:
+        serial = self.first
+        while not self._stop.is_set():
+            serial += 1
+            try:
+                self._post(client, serial)
+            except OSError:  # the server is gone; nothing was acknowledged
+                if self._stop.wait(0.005):
+                    return
+            if self.pause and self._stop.wait(self.pause):
+                return
+
+    def _post(self, client: int, serial: int) -> None:
+        ticker, timestamp = f"T{client}", 1_700_000_000 + serial
+        if serial % 4 == 1:
+            unique = f"{client}-{serial}"
+            if self._accepted("/uw", {"topic": "load", "serial": unique}):
+                self.acknowledged["uw"].append(unique)
+        elif serial % 16 == 2:
+            url = f"https://example.com/{client}-{serial}.json"
+            answer = self._accepted("/gex_history_url", {"url": url, "ticker": ticker, "endpoint": "gex_zero"})
+            if answer:
+                self.acknowledged["link"].append((answer["id"], url))
+        else:
+            kind = "majors" if serial % 4 == 3 else "snapshot"
+            payload = gex_payload(ticker, timestamp, kind, endpoint=f"gex_{kind}", strikes=5)
+            # A majors' own timestamp wins in the combined view, so every payload has a key of its own.
+            if kind == "snapshot":
+                payload["endpoint"] = f"gex_{serial}"
+            if self._accepted("/gex", payload):
+                self.acknowledged["gex"].append((ticker, timestamp))
+
+    def _accepted(self, path: str, payload: dict) -> dict | None:
+        answer = self.bridge.send(request(path, json.dumps(payload).encode()))
+        status = status_of(answer)
+        if status in (200, 202):
+            return json.loads(answer.partition(b"\r\n\r\n")[2])
+        if status:
+            self.refused.append(status)
+        return None
+
+
+def check_everything_once(bridge: RunningBridge, acknowledged: dict[str, list]) -> None:
+    """After a clean stop: each acknowledged payload has one row, one spot line, one depth line; every file is whole.
+
+    A payload whose acknowledgement was cut off may be there as well, once.
+    """
+    spots = [json.loads(line)["timestamp"] for line in _lines(bridge.data_dir / "raw/gex/spot_series.jsonl")]
+    depths: list[tuple[str, int]] = []
+    for file in (bridge.data_dir / "depth").rglob("*.jsonl"):
+        depths += [(file.parent.name, json.loads(line)["timestamp"]) for line in _lines(file)]
+    assert len(set(depths)) == len(depths), "a depth line stands twice"
+    missing = set(acknowledged["gex"]) - set(depths)
+    assert not missing, f"{len(missing)} depth lines are missing"
+    assert sorted(spots) == sorted(timestamp for _, timestamp in depths), "spot and depth lines differ"
+
+    payloads = read(bridge.database, "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_bridge_snapshots")
+    assert len(set(payloads)) == len(payloads), "a snapshot row stands twice"
+    missing = set(acknowledged["gex"]) - set(payloads)
+    assert not missing, f"{len(missing)} snapshot rows are missing: {sorted(missing)[:5]}"
+
+    serials = [s for (s,) in read(
+        bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks ORDER BY id")]
+    assert len(set(serials)) == len(serials), "a webhook row stands twice"
+    assert not set(acknowledged["uw"]) - set(serials), "webhook rows are missing"
+
+    links = read(bridge.database, "SELECT id, url FROM gex_history_queue")
+    assert len(set(links)) == len(links)
+    assert not set(acknowledged["link"]) - set(links), "queue rows are missing"
+
+    latest = json.loads((bridge.data_dir / "raw/gex/latest.json").read_bytes())
+    for ticker in {ticker for ticker, _ in acknowledged["gex"]}:
+        assert ticker in latest
+        json.loads((bridge.data_dir / "gex" / ticker / "snapshot.json").read_bytes())
+    leftovers = [p for p in bridge.data_dir.rglob("*") if p.name.endswith(".tmp~")]
+    assert not leftovers
+
+
+def _lines(path) -> list[str]:
+    text = path.read_text() if path.exists() else ""
+    assert not text or text.endswith("\n"), f"{path} ends in half a line"
+    return text.splitlines()

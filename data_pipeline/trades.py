@@ -30,9 +30,9 @@ def option_trade(payload: dict) -> dict | None:
         "topic": _text(payload.get("topic")),
         "symbol": _storable(str(symbol)) if symbol else None,
         "side": _storable(side.upper()),
-        "quantity": _int(alert.get("quantity") or payload.get("quantity") or 0),
-        "price": _float(alert.get("price") or payload.get("price") or 0),
-        "strike": _float(alert.get("strike")),
+        "quantity": to_int(alert.get("quantity") or payload.get("quantity") or 0),
+        "price": to_float(alert.get("price") or payload.get("price") or 0),
+        "strike": to_float(alert.get("strike")),
         "option_type": _text(alert.get("option_type") or alert.get("optionType")),
         "expiration": _text(alert.get("expiration") or alert.get("exp")),
         "order_type": _text(alert.get("order_type") or alert.get("orderType")),
@@ -44,12 +44,12 @@ def option_trade(payload: dict) -> dict | None:
     if payload.get("executions"):
         row["execution_status"] = "dry_run" if first.get("dry_run") else "live"
         row["broker"] = _text(first.get("broker") or first.get("venue"))
-        row["execution_qty"] = _int(first.get("quantity") or 0)
-        row["execution_price"] = _float(first.get("price") or first.get("execution_price") or 0)
+        row["execution_qty"] = to_int(first.get("quantity") or 0)
+        row["execution_price"] = to_float(first.get("price") or first.get("execution_price") or 0)
     return row
 
 
-def _int(value) -> int | None:
+def to_int(value) -> int | None:
     """As int() parses it; None where it does not, or where it has more than 64 bits."""
     try:
         number = int(value)
@@ -58,7 +58,7 @@ def _int(value) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def _float(value) -> float | None:
+def to_float(value) -> float | None:
     """As float() parses it; None where it does not, or where it is not finite."""
     try:
         number = float(value)

@@ -109,21 +109,25 @@ class _Refused(ValueError):
 
 
 def _reason(problem: Exception, time_limit: float) -> str:
-    from requests import ConnectionError as Broken
-    from requests import Timeout
+    """What went wrong, from the types of the exceptions and the system's words: their own texts hold the address."""
+    import requests
     from urllib3.exceptions import ProtocolError
     from urllib3.exceptions import TimeoutError as PoolTimeout
 
-    if isinstance(problem, _Refused):
-        return str(problem)
-    if isinstance(problem, (Timeout, PoolTimeout, TimeoutError)):
-        return f"no answer within {time_limit:g} s"
-    name, inner = type(problem).__name__, problem
-    while inner is not None:
+    chain = [problem]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    for inner in chain:
+        if isinstance(inner, _Refused):
+            return str(inner)
         if isinstance(inner, OSError) and isinstance(inner.errno, int) and inner.strerror:
-            return f"{name}: {inner.strerror}"
-        inner = inner.__cause__ or inner.__context__
-    return "the connection closed before the reply was whole" if isinstance(problem, (Broken, ProtocolError)) else name
+            return f"{type(problem).__name__}: {inner.strerror}"
+    # Second: urllib3 counts a refused connection among the timeouts.
+    if any(isinstance(inner, (requests.Timeout, PoolTimeout, TimeoutError)) for inner in chain):
+        return f"no answer within {time_limit:g} s"
+    if isinstance(problem, (requests.ConnectionError, ProtocolError)):
+        return "the connection closed before the reply was whole"
+    return type(problem).__name__
 
 
 def _nothing(record) -> bool:

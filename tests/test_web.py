@@ -60,7 +60,7 @@ def test_a_body_is_whole_however_it_is_packed(session, answer):
         (Answer(manner="close"), "the connection closed before the reply was whole"),
         (Answer(b"not gzip at all", headers={"Content-Encoding": "gzip"}), "DecodeError"),
         (Answer(b"", 302, {"Location": "/again"}), "TooManyRedirects"),
-        (Answer(b"", 302, {"Location": "http://[/"}), "InvalidURL"),
+        (Answer(b"", 302, {"Location": "http://[/"}), "ValueError"),
     ],
 )
 def test_a_service_that_misbehaves_is_an_error_within_the_time_limit(session, answer, text):
@@ -120,3 +120,10 @@ def test_nothing_heavy_is_imported_before_it_is_used():
     modules = "data_pipeline.web, data_pipeline.discord, data_pipeline.gexbot, data_pipeline.trades"
     code = f"import sys, {modules}; print([m for m in ('requests', 'urllib3', 'polars', 'duckdb', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_redirect_to_another_server_does_not_take_the_header_along(session):
+    with Service(script(Answer({}))) as other, Service(script(Answer(b"", 302, {"Location": other.url + "/x"}))) as first:
+        assert get(session, first.url).status == 200
+    assert "Authorization" in first.requests[0].headers
+    assert "Authorization" not in other.requests[0].headers and SECRET not in other.requests[0].path

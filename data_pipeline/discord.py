@@ -115,15 +115,22 @@ class Discord:
     seconds before the second attempt, doubled for each further one.
     """
 
-    def __init__(self, token: str, channel_id: str, dm_user_id: str = "", api_url: str = "https://discord.com/api/v10",
-                 log: logging.Logger = logging.getLogger("webhook"), pause: float = 1.0):
+    def __init__(
+        self,
+        token: str,
+        channel_id: str,
+        dm_user_id: str = "",
+        api_url: str = "https://discord.com/api/v10",
+        log: logging.Logger = logging.getLogger("webhook"),
+        pause: float = 1.0,
+    ):
         self._token, self._channel_id, self._dm_user_id, self._api_url = token, channel_id, dm_user_id, api_url
         self._log, self._first_pause = log, pause
         self._thread = threading.Thread(target=self._run, name="Discord", daemon=True)
         # Guards everything below; notified when a message comes and when stop is called.
         self._changed = threading.Condition()
         self._waiting: collections.deque[_Message] = collections.deque()
-        self._in_hand: _Message | None = None
+        self._in_hand: _Message | None = None  # taken from `_waiting`, and not known to be delivered or to have failed
         self._deadline: float | None = None  # monotonic; set by stop
         self._counts = {"delivered": 0, "failed": 0, "dropped": 0}
         self._refused = False
@@ -136,7 +143,9 @@ class Discord:
         """Queue what is to be said about a payload; never blocks, never raises.
 
         For an option trade that is its confirmation (nothing where it makes no
-        row), else the payload itself.
+        row), else the payload itself.  A `discord_trade_execution` is posted as
+        Discord's markdown, mentions and all, so none that a client made should
+        come here.
         """
         try:
             message = confirmation(payload) if payload.get("topic") == TOPIC else payload
@@ -158,9 +167,9 @@ class Discord:
                     self._changed.notify_all()
                 else:
                     self._counts["dropped"] += 1
-                    dropped = self._counts["dropped"]
-            if not takes and not self._refused:
-                self._log.warning("Discord does not keep up; message dropped (%d so far)", dropped)
+            if not takes and not self._refused:  # a refusal has been logged, once
+                why = "the queue is full" if self._deadline is None else "the bridge stops"
+                self._log.warning("Discord message dropped, %s (%d so far)", why, self._counts["dropped"])
 
     def stop(self, timeout: float) -> bool:
         """Deliver what is queued for up to `timeout` seconds; True if the thread has ended by then.
@@ -174,9 +183,11 @@ class Discord:
             self._thread.join(timeout)
         with self._changed:
             left = ([self._in_hand] if self._in_hand else []) + list(self._waiting)
+            self._in_hand = None
             self._waiting.clear()
+            self._counts["failed"] += len(left)
         for message in left:
-            self._failed(message, "the bridge stopped before")
+            self._log_failed(message, "the bridge stopped before")
         return not self._thread.is_alive()
 
     def stats(self) -> dict:
@@ -192,13 +203,13 @@ class Discord:
                     self._deliver(session, message)
                 except Exception:
                     self._log.exception("a Discord message could not be delivered")
+                    self._done("failed")
         finally:
             session.close()
 
     def _next(self) -> _Message | None:
         """The next message; None when there is no more to do."""
         with self._changed:
-            self._in_hand = None
             while not self._waiting and self._deadline is None and not self._refused:
                 self._changed.wait()
             if self._refused or not self._waiting or self._too_late(0):
@@ -209,12 +220,12 @@ class Discord:
     def _deliver(self, session, message: _Message) -> None:
         try:
             self._post(session, self._messages_of(self._channel_id), {"content": message.text}, CHANNEL_TIME)
-            self._count("delivered")
-        except _Forbidden as problem:
-            self._failed(message, problem)
-            return self._give_up(problem)
+            self._done("delivered")
         except _NotDelivered as problem:
-            self._failed(message, problem)
+            if self._done("failed"):
+                self._log_failed(message, problem)
+            if isinstance(problem, _Forbidden):
+                return self._give_up(problem)
         if self._dm_user_id and not self._too_late(0):
             self._deliver_short(session, message.short)
 
@@ -275,16 +286,22 @@ class Discord:
         return self._deadline is not None and self._deadline <= time.monotonic() + seconds
 
     def _give_up(self, problem: Exception) -> None:
-        self._log.error("Discord refuses the bot token or the channel (%s): no messages are sent until restart", problem)
+        self._log.error(
+            "Discord refuses the bot token or the channel (%s): no messages are sent until restart", problem
+        )
         with self._changed:
             self._refused = True
             self._counts["dropped"] += len(self._waiting)
             self._waiting.clear()
 
-    def _failed(self, message: _Message, reason: object) -> None:
-        self._count("failed")
-        self._log.error("Discord message not delivered (%s): %s", reason, ascii(message.text))
-
-    def _count(self, what: str) -> None:
+    def _done(self, outcome: str) -> bool:
+        """Count what became of the message in hand; False where stop has counted and logged it already."""
         with self._changed:
-            self._counts[what] += 1
+            if self._in_hand is None:
+                return False
+            self._in_hand = None
+            self._counts[outcome] += 1
+            return True
+
+    def _log_failed(self, message: _Message, reason: object) -> None:
+        self._log.error("Discord message not delivered (%s): %s", reason, ascii(message.text))

@@ -102,8 +102,13 @@ class GexBotClient:
             if self._session is None:
                 # A pause that the API names is waited for by the poller, which can be stopped, not by urllib3.
                 retries = Retry(
-                    total=2, connect=1, read=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504),
-                    raise_on_status=False, respect_retry_after_header=False,
+                    total=2,
+                    connect=1,
+                    read=1,
+                    backoff_factor=0.2,
+                    status_forcelist=(500, 502, 503, 504),
+                    raise_on_status=False,
+                    respect_retry_after_header=False,
                 )
                 headers = {"User-Agent": f"gex-bridge/{__version__}", "Accept": "application/json"}
                 self._session = web.session(f"Bearer {self.api_key}", headers, retries)
@@ -127,7 +132,9 @@ def latest(reply: object) -> dict:
 
 def summary(symbol: str, reply: dict) -> dict:
     """A chain or majors reply as the payload of a snapshot; raises GexBotError where all its fields are missing."""
-    found = {field: next((reply[n] for n in names if reply.get(n) is not None), None) for field, names in FIELDS.items()}
+    found = {
+        field: next((reply[n] for n in names if reply.get(n) is not None), None) for field, names in FIELDS.items()
+    }
     if all(value is None for value in found.values()):
         raise GexBotError("the reply has none of the fields of a chain")
     moment = seconds(reply.get("timestamp"))
@@ -231,7 +238,9 @@ class _Rounds:
             return 0.0
         self._counts["failed"] += 1
         self._failures[job] += 1
-        log.warning("%s: %s failed (%s); next try in %.3g s", self._name, job, reason, max(retry_after, self._pause_after(job)))
+        log.warning(
+            "%s: %s failed (%s); next try in %.3g s", self._name, job, reason, max(retry_after, self._pause_after(job))
+        )
         return retry_after
 
     def _pause_after(self, job: str) -> float:
@@ -252,7 +261,9 @@ class Poller(_Rounds):
         self._interval, self._deliver = interval, deliver
         for symbol in symbols:
             self._jobs[f"{symbol} chain"] = lambda s=symbol: self._take(s, "gex_zero", "snapshot", client.chain)
-            self._jobs[f"{symbol} maxchange"] = lambda s=symbol: self._take(s, "gex_maxchange", "maxchange", client.maxchange)
+            self._jobs[f"{symbol} maxchange"] = lambda s=symbol: self._take(
+                s, "gex_maxchange", "maxchange", client.maxchange
+            )
 
     def start(self) -> None:
         """Without a key nothing starts; the log says so."""

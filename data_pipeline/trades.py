@@ -28,7 +28,7 @@ def option_trade(payload: dict) -> dict | None:
     symbol = alert.get("symbol") or payload.get("symbol") or payload.get("ticker")
     row = {
         "topic": _text(payload.get("topic")),
-        "symbol": _storable(str(symbol)) if symbol else None,
+        "symbol": _written(symbol, str) if symbol else None,
         "side": _storable(side.upper()),
         "quantity": to_int(alert.get("quantity") or payload.get("quantity") or 0),
         "price": to_float(alert.get("price") or payload.get("price") or 0),
@@ -75,7 +75,15 @@ def _text(value) -> str | None:
         return _storable(value)
     if isinstance(value, (int, float)):
         return str(int(value) if isinstance(value, bool) else value)
-    return json.dumps(value)
+    return _written(value, json.dumps)
+
+
+def _written(value, write) -> str | None:
+    """None where lists stand in each other too deep to be written."""
+    try:
+        return _storable(write(value))
+    except RecursionError:
+        return None
 
 
 def _storable(text: str) -> str:

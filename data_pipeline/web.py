@@ -54,7 +54,10 @@ def session(authorization: str, headers: dict, retries=0):
 
     headers: sent with each request; retries: urllib3's Retry, or 0.  Set by a
     function, the header is not replaced by what a ~/.netrc holds for the host.
+    Cookies are not kept.
     """
+    from http.cookiejar import DefaultCookiePolicy
+
     import requests
     from requests.adapters import HTTPAdapter
 
@@ -68,6 +71,7 @@ def session(authorization: str, headers: dict, retries=0):
     made.auth = authorize
     made.headers.update(headers)
     made.max_redirects = 3
+    made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     for scheme in ("http://", "https://"):
         made.mount(scheme, HTTPAdapter(max_retries=retries))
     return made

@@ -71,7 +71,13 @@ def test_recorded_payloads_make_the_recorded_requests(case, talk):
         assert got.method == "POST" and API + got.path == recorded["url"]
         assert {name: got.headers.get(name) for name in recorded["headers"]} == recorded["headers"]
         assert set(got.headers) == {
-            *recorded["headers"], "Host", "User-Agent", "Accept", "Accept-Encoding", "Connection", "Content-Length"
+            *recorded["headers"],
+            "Host",
+            "User-Agent",
+            "Accept",
+            "Accept-Encoding",
+            "Connection",
+            "Content-Length",
         }
         assert got.body == json.dumps(recorded["json"]).encode(), "as requests.post(json=…) writes it"
 
@@ -81,7 +87,9 @@ def test_recorded_formats_make_the_recorded_texts(case):
     assert message_text(case["format"]) == case["content"]
 
 
-@pytest.mark.parametrize("wrong", [{"alert": "x", "executions": "y"}, {"alert": {"price": "z", "strike": [1]}, "executions": [1, {}]}])
+@pytest.mark.parametrize(
+    "wrong", [{"alert": "x", "executions": "y"}, {"alert": {"price": "z", "strike": [1]}, "executions": [1, {}]}]
+)
 def test_a_trade_with_fields_of_any_type_still_makes_a_text(wrong):
     assert message_text({"type": "discord_trade_execution", **wrong}).startswith("🤖 **Trade Executed by Unknown**\n")
 
@@ -94,7 +102,9 @@ def test_a_message_is_cut_to_2000_characters_and_its_fence_is_closed(extra):
     assert text.count("```") == 2 and text.endswith("\n```")
 
 
-@pytest.mark.parametrize("text", ["x" * 1994 + "```" + "y" * 50, "`" * 2500, "``` " * 700, "```\n" + "é" * 3000, "🔔" * 2001])
+@pytest.mark.parametrize(
+    "text", ["x" * 1994 + "```" + "y" * 50, "`" * 2500, "``` " * 700, "```\n" + "é" * 3000, "🔔" * 2001]
+)
 def test_no_cut_leaves_a_fence_open(text):
     cut = fit(text)
     assert len(cut) <= LIMIT and cut.count("```") % 2 == 0
@@ -128,7 +138,9 @@ def test_429_is_obeyed_and_the_message_is_delivered_once(talk):
 
 
 def test_500_and_broken_connections_are_tried_again_with_growing_pauses(talk):
-    service, it = talk(script(Answer(b"", 500), Answer(manner="close"), Answer(b"xx", 502, {}, "half"), Answer({})), pause=0.05)
+    service, it = talk(
+        script(Answer(b"", 500), Answer(manner="close"), Answer(b"xx", 502, {}, "half"), Answer({})), pause=0.05
+    )
     it.send(trade())
     times = [request.at for request in service.wait_for(4)]
     for (a, b), least in zip(zip(times, times[1:]), (0.05, 0.1, 0.2)):
@@ -175,7 +187,9 @@ def test_401_and_403_stop_everything_with_one_error(talk, caplog, status):
     assert it.stop(1) and len(service.requests) == 1
     assert it.stats() == {"queued": 0, "delivered": 0, "failed": 1, "dropped": 3, "refused": 1}
     errors = [r.getMessage() for r in caplog.records if "refuses the bot token or the channel" in r.getMessage()]
-    assert errors == [f"Discord refuses the bot token or the channel (HTTP {status}): no messages are sent until restart"]
+    assert errors == [
+        f"Discord refuses the bot token or the channel (HTTP {status}): no messages are sent until restart"
+    ]
     assert TOKEN not in caplog.text
 
 
@@ -184,7 +198,11 @@ def test_a_user_who_takes_no_direct_messages_costs_the_channel_nothing(talk, cap
     it.send(trade())
     it.send(trade())
     assert it.stop(5)
-    assert [r.path for r in service.requests] == ["/channels/111/messages", "/users/@me/channels", "/channels/111/messages"]
+    assert [r.path for r in service.requests] == [
+        "/channels/111/messages",
+        "/users/@me/channels",
+        "/channels/111/messages",
+    ]
     assert it.stats()["delivered"] == 2
     assert caplog.text.count("refuses direct messages") == 1
 
@@ -204,7 +222,9 @@ def test_a_channel_id_from_outside_cannot_change_the_path(talk):
     assert service.requests[-1].path == "/channels/..%2Fx%3Fy/messages"
 
 
-def test_send_does_not_wait_for_a_discord_that_hangs_and_what_is_too_much_is_counted_and_logged(talk, caplog, monkeypatch):
+def test_send_does_not_wait_for_a_discord_that_hangs_and_what_is_too_much_is_counted_and_logged(
+    talk, caplog, monkeypatch
+):
     monkeypatch.setattr(discord, "QUEUE_SIZE", 20)
     service, it = talk(script(Answer(manner="hang")))
     it.send(trade())
@@ -216,7 +236,7 @@ def test_send_does_not_wait_for_a_discord_that_hangs_and_what_is_too_much_is_cou
         longest = max(longest, time.monotonic() - began)
     assert longest < discord.CHANNEL_TIME / 2, "not one of them waited for the request that hangs"
     assert it.stats() == {"queued": 20, "delivered": 0, "failed": 0, "dropped": 30, "refused": 0}
-    assert caplog.text.count("message dropped") == 30 and "(30 so far)" in caplog.text
+    assert caplog.text.count("message dropped, the queue is full") == 30 and "(30 so far)" in caplog.text
 
 
 def test_stop_meets_its_deadline_while_a_request_hangs_and_logs_what_is_left(talk, caplog):
@@ -230,6 +250,30 @@ def test_stop_meets_its_deadline_while_a_request_hangs_and_logs_what_is_left(tal
     left = [r.getMessage() for r in caplog.records if "the bridge stopped before" in r.getMessage()]
     assert len(left) == 2 and "HANGING" in left[0] and "WAITING" in left[1]
     assert it.stats()["failed"] == 2
+
+
+def test_a_message_that_arrived_is_not_called_lost_because_the_direct_message_hangs(talk, caplog):
+    service, it = talk(lambda r: Answer(manner="hang") if "users" in r.path else ok(r), dm_user_id="222")
+    it.send(trade())
+    service.wait_for(2)
+    assert it.stop(0.1) is False
+    assert it.stats()["delivered"] == 1 and it.stats()["failed"] == 0 and "not delivered" not in caplog.text
+
+
+def test_a_message_that_stop_gave_up_is_logged_once_though_its_request_ends_later(talk, caplog):
+    go = threading.Event()
+
+    def answer(request):
+        go.wait(10)
+        return Answer(b"", 404)
+
+    service, it = talk(answer)
+    it.send(trade())
+    wait_until(lambda: it.stats()["queued"] == 0)
+    assert it.stop(0.1) is False
+    go.set()
+    it._thread.join(10)
+    assert caplog.text.count("not delivered") == 1 and it.stats()["failed"] == 1
 
 
 def test_stop_does_not_sit_out_a_pause_longer_than_its_time(talk, caplog):
@@ -247,12 +291,15 @@ def test_what_is_queued_at_the_end_is_still_delivered(talk):
     assert it.stop(10) is True
     assert len(service.requests) == 30 and it.stats()["delivered"] == 30
     it.send(trade())
-    assert it.stats()["queued"] == 0, "after the end nothing is taken"
+    assert it.stats()["queued"] == 0 and it.stats()["dropped"] == 1, "after the end nothing is taken"
 
 
 @pytest.mark.parametrize(
     "missing, text",
-    [({"token": ""}, "DISCORD_BOT_TOKEN not set"), ({"channel_id": ""}, "ALT_CHANNEL_OPTION_TRADES and DISCORD_CHANNEL_ID not set")],
+    [
+        ({"token": ""}, "DISCORD_BOT_TOKEN not set"),
+        ({"channel_id": ""}, "ALT_CHANNEL_OPTION_TRADES and DISCORD_CHANNEL_ID not set"),
+    ],
 )
 def test_without_token_or_channel_there_is_a_warning_and_no_thread(talk, caplog, missing, text):
     caplog.set_level(logging.WARNING)

@@ -15,22 +15,55 @@ KEY = "gexbot_custom_s3cr3t/+&"
 NOW = 1777492800
 NOW_TEXT = "2026-04-29T20:00:00+00:00"
 CHAIN = {
-    "timestamp": NOW, "ticker": "SPX", "min_dte": 0, "sec_min_dte": 1, "spot": 7138.55, "zero_gamma": 7112.95,
-    "major_pos_vol": 7135, "major_pos_oi": 7200, "major_neg_vol": 7100, "major_neg_oi": 6900,
+    "timestamp": NOW,
+    "ticker": "SPX",
+    "min_dte": 0,
+    "sec_min_dte": 1,
+    "spot": 7138.55,
+    "zero_gamma": 7112.95,
+    "major_pos_vol": 7135,
+    "major_pos_oi": 7200,
+    "major_neg_vol": 7100,
+    "major_neg_oi": 6900,
     "strikes": [[6890, -228.01, -86.9, [-240.55, -243.15, -245.22, -221.27, -220.12]]],
-    "sum_gex_vol": 1712585.519, "sum_gex_oi": 51521.105, "delta_risk_reversal": 0.118, "max_priors": [[7140, 170979.742]],
+    "sum_gex_vol": 1712585.519,
+    "sum_gex_oi": 51521.105,
+    "delta_risk_reversal": 0.118,
+    "max_priors": [[7140, 170979.742]],
 }
 MAJORS = {
-    "timestamp": NOW, "ticker": "SPX", "spot": 7138.55, "mpos_vol": 7135, "mpos_oi": 7200, "mneg_vol": 7100,
-    "mneg_oi": 6900, "zero_gamma": 7112.95, "net_gex_vol": 1712585.519, "net_gex_oi": 51521.105,
+    "timestamp": NOW,
+    "ticker": "SPX",
+    "spot": 7138.55,
+    "mpos_vol": 7135,
+    "mpos_oi": 7200,
+    "mneg_vol": 7100,
+    "mneg_oi": 6900,
+    "zero_gamma": 7112.95,
+    "net_gex_vol": 1712585.519,
+    "net_gex_oi": 51521.105,
 }
 SUMMARY = {
-    "ticker": "SPX", "spot": 7138.55, "zero_gamma": 7112.95, "net_gex_oi": 51521.105, "net_gex_vol": 1712585.519,
-    "major_pos_oi": 7200, "major_neg_oi": 6900, "major_pos_vol": 7135, "major_neg_vol": 7100, "timestamp": NOW_TEXT,
+    "ticker": "SPX",
+    "spot": 7138.55,
+    "zero_gamma": 7112.95,
+    "net_gex_oi": 51521.105,
+    "net_gex_vol": 1712585.519,
+    "major_pos_oi": 7200,
+    "major_neg_oi": 6900,
+    "major_pos_vol": 7135,
+    "major_neg_vol": 7100,
+    "timestamp": NOW_TEXT,
 }
 MAXCHANGE = {
-    "timestamp": NOW, "ticker": "SPX", "current": [7140, 1.5], "one": [7135, -2.0], "five": [7135, 3],
-    "ten": [7135, 4], "fifteen": [7135, 5], "thirty": [7135, 6],
+    "timestamp": NOW,
+    "ticker": "SPX",
+    "current": [7140, 1.5],
+    "one": [7135, -2.0],
+    "five": [7135, 3],
+    "ten": [7135, 4],
+    "fifteen": [7135, 5],
+    "thirty": [7135, 6],
 }
 WINDOWS = {name: MAXCHANGE[name] for name in gexbot.WINDOWS}
 
@@ -84,12 +117,16 @@ def test_the_key_goes_as_a_query_and_as_a_bearer_beside_user_agent_and_accept(as
     service, client = asking()
     client.chain("NQ_NDX"), client.majors("NQ_NDX"), client.maxchange("NQ_NDX")
     assert [urlsplit(r.path).path for r in service.requests] == [
-        "/NQ_NDX/classic/zero", "/NQ_NDX/classic/zero/majors", "/NQ_NDX/classic/zero/maxchange"
+        "/NQ_NDX/classic/zero",
+        "/NQ_NDX/classic/zero/majors",
+        "/NQ_NDX/classic/zero/maxchange",
     ]
     for request in service.requests:
         assert request.method == "GET" and parse_qs(urlsplit(request.path).query) == {"key": [KEY]}
         assert request.headers["Authorization"] == f"Bearer {KEY}"
-        assert request.headers["Accept"] == "application/json" and request.headers["User-Agent"].startswith("gex-bridge/")
+        assert request.headers["Accept"] == "application/json" and request.headers["User-Agent"].startswith(
+            "gex-bridge/"
+        )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +159,13 @@ older = {**CHAIN, "timestamp": NOW - 60, "spot": 1}
         [CHAIN, older],
         {"data": [CHAIN, older]},
         [{**older, "timestamp": (NOW - 60) * 1000}, {**CHAIN, "timestamp": NOW * 1000}, {**older, "timestamp": None}],
-        [{**older, "timestamp": "2026-04-29T19:59:59Z"}, {**CHAIN, "timestamp": "2026-04-29T20:00:00"}, "text", None, 5],
+        [
+            {**older, "timestamp": "2026-04-29T19:59:59Z"},
+            {**CHAIN, "timestamp": "2026-04-29T20:00:00"},
+            "text",
+            None,
+            5,
+        ],
         [older, {**CHAIN, "timestamp": str(NOW)}],
         [{**older, "timestamp": NOW}, CHAIN],
         {**CHAIN, "timestamp": "2026-04-29T16:00:00-04:00"},
@@ -142,7 +185,13 @@ def test_majors_and_sums_may_have_their_other_names(asking):
 
 def test_a_value_of_zero_is_a_value_and_a_missing_one_is_null(asking):
     service, client = asking(script(Answer({"spot": 0, "sum_gex_oi": None, "net_gex_oi": 0, "timestamp": NOW})))
-    assert client.chain("SPX") == {**dict.fromkeys(SUMMARY), "ticker": "SPX", "spot": 0, "net_gex_oi": 0, "timestamp": NOW_TEXT}
+    assert client.chain("SPX") == {
+        **dict.fromkeys(SUMMARY),
+        "ticker": "SPX",
+        "spot": 0,
+        "net_gex_oi": 0,
+        "timestamp": NOW_TEXT,
+    }
 
 
 def test_a_chain_without_a_time_has_the_time_of_now(asking):
@@ -209,7 +258,13 @@ def test_429_is_not_tried_again_and_names_the_pause(asking):
 
 def test_the_key_is_in_no_log_line_and_no_exception(asking, caplog):
     caplog.set_level(logging.DEBUG)
-    answers = [Answer(manner="close"), Answer(manner="hang"), Answer(b"", 500), Answer(b"", 302, {"Location": "/a"}), Answer(b"x")]
+    answers = [
+        Answer(manner="close"),
+        Answer(manner="hang"),
+        Answer(b"", 500),
+        Answer(b"", 302, {"Location": "/a"}),
+        Answer(b"x"),
+    ]
     for answer in answers:
         service, client = asking(script(answer), time_limit=0.2)
         with pytest.raises(GexBotError) as caught:
@@ -234,9 +289,19 @@ def test_every_symbol_is_delivered_as_two_payloads(asking, running):
         for payload in (chain, change):
             assert is_now(payload.pop("received_at"))
         assert chain == {
-            "topic": "gex", "ticker": symbol, "endpoint": "gex_zero", "kind": "snapshot", "payload": {**SUMMARY, "ticker": symbol}
+            "topic": "gex",
+            "ticker": symbol,
+            "endpoint": "gex_zero",
+            "kind": "snapshot",
+            "payload": {**SUMMARY, "ticker": symbol},
         }
-        assert change == {"topic": "gex", "ticker": symbol, "endpoint": "gex_maxchange", "kind": "maxchange", "payload": WINDOWS}
+        assert change == {
+            "topic": "gex",
+            "ticker": symbol,
+            "endpoint": "gex_maxchange",
+            "kind": "maxchange",
+            "payload": WINDOWS,
+        }
     assert poller.stop(5) and len(got) == 12 and poller.stats() == {"done": 12, "failed": 0, "failing": 0}
 
 
@@ -249,8 +314,15 @@ def test_it_polls_again_after_the_interval(asking, running):
 
 
 def test_one_symbols_failure_never_stops_the_others(asking, running, caplog):
-    broken = {"/A/": Answer(manner="hang"), "/B/": Answer(b"<html>"), "/C/": Answer(manner="half"), "/D/": Answer(b"", 404)}
-    service, client = asking(lambda r: next((a for part, a in broken.items() if part in r.path), None) or api(r), time_limit=0.1)
+    broken = {
+        "/A/": Answer(manner="hang"),
+        "/B/": Answer(b"<html>"),
+        "/C/": Answer(manner="half"),
+        "/D/": Answer(b"", 404),
+    }
+    service, client = asking(
+        lambda r: next((a for part, a in broken.items() if part in r.path), None) or api(r), time_limit=0.1
+    )
     got = []
     poller = running(Poller(client, 0.05, got.append, ("A", "B", "C", "D", "SPY")))
     wait_until(lambda: len(got) >= 6)

@@ -76,7 +76,10 @@ def test_no_exception_and_no_log_line_holds_the_key(session, caplog):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     caplog.set_level(logging.DEBUG)
-    problems = [failure(session, answer, limit=0.3) for answer in (Answer(manner="hang"), Answer(manner="half"), Answer(manner="close"))]
+    problems = [
+        failure(session, answer, limit=0.3)
+        for answer in (Answer(manner="hang"), Answer(manner="half"), Answer(manner="close"))
+    ]
     for url in (dead, "http://no-such-host.invalid/", "http://[::1", "nothing"):
         with pytest.raises(web.WebError) as caught:
             get(session, url)
@@ -118,12 +121,24 @@ def test_the_pause_of_a_429_is_the_one_named_or_the_default(body, headers, secon
 
 def test_nothing_heavy_is_imported_before_it_is_used():
     modules = "data_pipeline.web, data_pipeline.discord, data_pipeline.gexbot, data_pipeline.trades"
-    code = f"import sys, {modules}; print([m for m in ('requests', 'urllib3', 'polars', 'duckdb', 'pyarrow') if m in sys.modules])"
+    heavy = ("requests", "urllib3", "polars", "duckdb", "pyarrow")
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_redirect_to_another_server_does_not_take_the_header_along(session):
-    with Service(script(Answer({}))) as other, Service(script(Answer(b"", 302, {"Location": other.url + "/x"}))) as first:
+    with Service(script(Answer({}))) as other, Service(
+        script(Answer(b"", 302, {"Location": other.url + "/x"}))
+    ) as first:
         assert get(session, first.url).status == 200
     assert "Authorization" in first.requests[0].headers
     assert "Authorization" not in other.requests[0].headers and SECRET not in other.requests[0].path
+
+
+def test_cookies_are_not_kept_and_a_netrc_file_does_not_replace_the_key(session, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Service(script(Answer({}, headers={"Set-Cookie": "a=b; Path=/"}))) as service:
+        get(session, service.url), get(session, service.url)
+    for request in service.requests:
+        assert request.headers["Authorization"] == f"Bearer {SECRET}" and "Cookie" not in request.headers

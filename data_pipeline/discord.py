@@ -56,7 +56,7 @@ def fit(text: str) -> str:
     if len(text) <= LIMIT:
         return text
     closing = "\n" + FENCE
-    cut = text[: LIMIT - len(closing)].rstrip("`")
+    cut = text[: LIMIT - len(closing)]
     return cut + closing if cut.count(FENCE) % 2 else cut
 
 

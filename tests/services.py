@@ -12,7 +12,7 @@ class Answer(NamedTuple):
 
     body: bytes, or anything else as JSON.  manner: `whole`, `hang` (no byte
     until the service ends), `half` (closes in the middle of the body),
-    `drip` (a byte every 0.1 s, without end), `close` (no byte at all),
+    `drip` (a byte every 0.1 s, for 10 s), `close` (no byte at all),
     `chunked`.
     """
 
@@ -86,8 +86,10 @@ class Service:
                 self.end_headers()
                 self.wfile.write(content[: len(content) // 2] if answer.manner == "half" else content)
                 self.close_connection = answer.manner != "whole"
-                while answer.manner == "drip" and not service.ending.wait(0.1):
+                drops = 100 if answer.manner == "drip" else 0
+                while drops and not service.ending.wait(0.1):
                     self.wfile.write(b" ")
+                    drops -= 1
 
             def log_message(self, *args):
                 pass

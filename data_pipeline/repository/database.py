@@ -19,37 +19,33 @@ from data_pipeline.repository import schema
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
 
-MAGIC_OFFSET, MAGIC = 8, b"DUCK"
-SQLITE_MAGIC = b"SQLite format 3\0"
+# Rows.  A checkpoint writes the whole last row group of a table again; with
+# DuckDB's 122,880 rows and payloads of 13 KB each that would be 1.6 GB.
+ROW_GROUP_SIZE = 4096
+
+# The catalog's name: the one it has for whoever opens the file by its path.
+CATALOG = "gex_history"
+
+SETTINGS = (
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET threads = 1",  # as fast for what the loader does, and leaves the other cores alone
+    "SET wal_autocheckpoint = '1TB'",  # checkpoints are made where a failure of theirs is seen
+    "SET preserve_insertion_order = false",
+    "PRAGMA disable_checkpoint_on_shutdown",
+)
+
+
+# What DuckDB says of a file that is broken, and not only out of reach.
+DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
 
 
 class DatabaseBusy(Exception):
-    """Another process has the file open, and the wait for it is over."""
-
-
-class NotADatabase(Exception):
-    """The file at the database's path is not ours; the text says what to do."""
+    """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
 
 
 class DatabaseDamaged(Exception):
     """DuckDB cannot read the file, or found it broken."""
-
-
-def refuse_foreign_file(path: pathlib.Path) -> None:
-    """Look at the first bytes of the file, if there is one.
-
-    Only before the first connection of the process (see above).  Raises
-    NotADatabase.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        return
-    if head == SQLITE_MAGIC:
-        raise NotADatabase(f"{path} is an SQLite file; move it elsewhere and run: gex-bridge migrate FILE")
-    if head[MAGIC_OFFSET : MAGIC_OFFSET + 4] != MAGIC:
-        raise NotADatabase(f"{path} is not a DuckDB database; move it elsewhere and start again")
 
 
 class Database:
@@ -64,10 +60,12 @@ class Database:
 
     @contextlib.contextmanager
     def session(self, wait: float = 0.0, checkpoint: bool = True):
-        """Yield a DuckDB connection for writing; checkpoint and close it after.
+        """Yield a DuckDB connection for writing; close it after.
 
-        wait: seconds to try for while another process has the file.  Raises
-        DatabaseBusy after them, DatabaseDamaged where DuckDB says so, and
+        wait: seconds to try for while another process has the file.
+        checkpoint: end with one; without it, what was committed is durable in
+        the write-ahead log beside the file, and readers see it too.  Raises
+        DatabaseBusy after the wait, DatabaseDamaged where DuckDB says so, and
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
@@ -84,20 +82,51 @@ class Database:
         finally:
             con.close()
 
+    @property
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self.path.with_name(self.path.name + ".wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def _open(self, wait: float):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + wait
         while True:
+            con = duckdb.connect(":memory:")
             try:
-                return duckdb.connect(str(self.path), config=self._config())
-            except duckdb.IOException as problem:
-                if "lock" not in str(problem):
+                for setting in SETTINGS:
+                    con.execute(setting)
+                con.execute(self._attach())
+                con.execute(f"USE {CATALOG}")
+                return con
+            except duckdb.Error as problem:
+                con.close()
+                if any(sign in str(problem) for sign in DAMAGE):
                     raise DatabaseDamaged(str(problem)) from problem
                 if time.monotonic() >= until:
                     raise DatabaseBusy(str(problem)) from problem
                 time.sleep(0.02)
-            except (duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException) as problem:
-                raise DatabaseDamaged(str(problem)) from problem
+
+    def _attach(self) -> str:
+        options = f"ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
+        # The storage version may only be named for a file that is new.
+        if not self.path.exists():
+            self._schema_seen = False
+            options += f", STORAGE_VERSION '{STORAGE_VERSION}'"
+        path = str(self.path).replace("'", "''")
+        return f"ATTACH '{path}' AS {CATALOG} ({options})"
+
+    def move_aside(self) -> pathlib.Path:
+        """Rename the file, and its write-ahead log, out of the way; returns the new name."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        for ending in ("", ".wal"):
+            source = self.path.with_name(self.path.name + ending)
+            if source.exists():
+                source.rename(aside.with_name(aside.name + ending))
+        fsync_folder(self.path.parent)
+        return aside
 
     def _config(self) -> dict:
         # The storage version may only be named for a file that is new.
@@ -109,11 +138,11 @@ class Database:
 
 def last_id(con, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
-    (value,) = con.execute(
+    ((value,),) = con.execute(
         f"SELECT greatest(coalesce((SELECT last_id FROM bridge_ids WHERE table_name = ?), 0),"
         f" coalesce((SELECT max(id) FROM {table}), 0))",
         [table],
-    ).fetchone()
+    ).fetchall()
     return value
 
 
@@ -124,8 +153,8 @@ def note_last_id(con, table: str, value: int) -> None:
 
 def position(con, journal: str) -> int:
     """The last record of that journal that is in the tables; 0 for none."""
-    row = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchone()
-    return row[0] if row else 0
+    rows = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
+    return rows[0][0] if rows else 0
 
 
 def note_position(con, journal: str, value: int) -> None:

@@ -1,0 +1,104 @@
+"""Files that only grow, with each record's line exactly once, whatever crashes.
+
+Before a batch is appended, a note says how far the journal is in the files
+and how long each file was at that point.  After a crash the files are cut
+back to those lengths and the journal is read again from there.  The note is
+JSON: `{"journal": id, "position": number, "lengths": {path under DATA_DIR: bytes}}`.
+"""
+
+import json
+import os
+import pathlib
+
+from data_pipeline import atomic
+
+
+class AppendedFiles:
+    """The growing files of one reader of the journal.  For one thread.
+
+    root: DATA_DIR; note: where the note lies; journal: the journal's id.
+    `position` is the last record whose lines are all on disk, `noted` the one
+    that a restart would begin after.
+    """
+
+    def __init__(self, root: pathlib.Path, note: pathlib.Path, journal: str):
+        self.root = root
+        self.note = note
+        self.journal = journal
+        self.position = 0
+        self.noted = 0
+        self._lengths: dict[str, int] = {}
+
+    def open(self) -> int:
+        """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""
+        try:
+            note = json.loads(self.note.read_bytes())
+        except FileNotFoundError:
+            note = {}
+        if note.get("journal") != self.journal:
+            return 0
+        for name, length in note["lengths"].items():
+            path = self.root / name
+            if path.exists() and path.stat().st_size > length:
+                os.truncate(path, length)
+        self.position = self.noted = note["position"]
+        return self.position
+
+    def append(self, lines: dict[str, bytes]) -> dict[str, OSError]:
+        """Append to files (by path under root) and fsync them; what failed is as it was before.
+
+        Raises OSError where the note itself cannot be written; then nothing
+        was appended.  `advance` is to follow when all up to a record is done.
+        """
+        fresh = [name for name in lines if name not in self._lengths]
+        if fresh:
+            lengths = {name: _size(self.root / name) for name in fresh}
+            self._write_note({**self._lengths, **lengths})
+        failed = {}
+        for name, content in lines.items():
+            try:
+                _append(self.root / name, content)
+            except OSError as problem:
+                failed[name] = problem
+        return failed
+
+    def advance(self, position: int) -> None:
+        """All lines up to `position` are in the files; noted with the next append or `settle`."""
+        self.position = position
+        self._lengths = {}
+
+    def settle(self) -> None:
+        """Note the position now, if it is not noted yet.  Raises OSError."""
+        if self.noted != self.position:
+            self._write_note({})
+
+    def _write_note(self, lengths: dict[str, int]) -> None:
+        note = {"journal": self.journal, "position": self.position, "lengths": lengths}
+        atomic.replace(self.note, json.dumps(note).encode())
+        self._lengths, self.noted = lengths, self.position
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _append(path: pathlib.Path, content: bytes) -> None:
+    is_new = not path.exists()
+    if is_new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        before = os.fstat(fd).st_size
+        if before and os.pread(fd, 1, before - 1) != b"\n":
+            content = b"\n" + content  # a line behind a torn one would be lost with it
+        try:
+            atomic.write_all(fd, content)
+            os.fdatasync(fd)
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+    finally:
+        os.close(fd)
+    if is_new:
+        atomic.fsync_folder(path.parent)
+        atomic.fsync_folder(path.parent.parent)

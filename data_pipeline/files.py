@@ -1,0 +1,257 @@
+"""The files that show the store: latest.json, gex/TICKER/*, and the spot series.
+
+`FilesWriter` is one of the journal's two readers.  It rewrites views in the
+background, at most a few times a second and only where something changed;
+nobody ever sees half of one.
+"""
+
+import csv
+import io
+import json
+import logging
+import math
+import pathlib
+import threading
+import time
+
+from data_pipeline import atomic, times
+from data_pipeline.appended import AppendedFiles
+from data_pipeline.depth import DepthEvent, DepthPersistor, depth_event
+from data_pipeline.names import folder_name
+from data_pipeline.records import Gex
+from data_pipeline.store import WINDOWS, TickerSnapshot
+from data_pipeline.values import number
+
+log = logging.getLogger("webhook")
+
+LATEST = "raw/gex/latest.json"
+SPOT_SERIES = "raw/gex/spot_series.jsonl"
+INTERVAL = 0.3  # s, between two rewrites of the views
+BATCH = 256  # records
+
+# Names of the max-change windows in the consolidated files, by their name in the combined view.
+CHANGE_WINDOWS = dict(zip((name for _, name in WINDOWS), ("current", "1m", "5m", "10m", "15m", "30m")))
+
+
+def _float(value: object) -> float:
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else 0.0
+
+
+def iso_timestamp(timestamp: object, received: str) -> str:
+    """A number (seconds, or milliseconds above 1e11) as UTC ISO text; text stays; else the receive time."""
+    if isinstance(timestamp, str) and timestamp:
+        return timestamp
+    moment = times.from_number(timestamp) if isinstance(timestamp, (int, float)) else None
+    return moment.isoformat() if moment else f"{received}+00:00"
+
+
+def consolidated(snapshot: TickerSnapshot, received: str) -> dict:
+    """`gex/TICKER/snapshot.json` as an object.  received: ISO UTC time, without offset, of the last payload."""
+    view = snapshot.combined()
+    entries = view["strikes"]
+    all_strikes = None
+    if isinstance(entries, list):
+        all_strikes = [
+            {"strike": strike, "gex": _float(entry[1]), "volume": 0, "open_interest": 0}
+            for entry in entries
+            if isinstance(entry, list) and len(entry) >= 2 and (strike := number(entry[0])) is not None
+        ]
+    windows = [
+        {"window": CHANGE_WINDOWS[name], "strike": strike, "old_gex": 0.0, "new_gex": (gex := _float(pair["net_gex"])),
+         "delta": gex}
+        for name, pair in view["max_change"].items()
+        if (strike := number(pair["strike"])) is not None
+    ]
+    return {
+        "ticker": snapshot.ticker,
+        "timestamp": iso_timestamp(view["timestamp"], received),
+        "spot_price": _float(view["spot"]),
+        "zero_gamma": _float(view["zero_gamma"]),
+        "net_gex": _float(view["net_gex_vol"]) or _float(view["net_gex_oi"]),
+        "major_pos_strike": _float(view["major_pos_vol"]),
+        "major_pos_vol": 0,
+        "major_neg_strike": _float(view["major_neg_vol"]),
+        "major_neg_vol": 0,
+        "all_strikes": all_strikes,
+        "change_windows": windows or None,
+    }
+
+
+def strikes_csv(all_strikes: list[dict] | None) -> str:
+    """`gex/TICKER/snapshot.csv`, with CRLF line ends."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(("strike", "gex", "volume", "open_interest"))
+    writer.writerows(row.values() for row in all_strikes or ())
+    return out.getvalue()
+
+
+def spot_line(record: Gex) -> bytes | None:
+    """The payload's line of the spot series; None where it has no spot or no timestamp."""
+    timestamp, spot = record.data.get("timestamp"), record.data.get("spot")
+    if timestamp is None or spot is None:
+        return None
+    return json.dumps({"timestamp": timestamp, "spot": spot}).encode("ascii") + b"\n"
+
+
+class Views:
+    """The whole store as files, each ticker's text made only when it changed.  For one thread."""
+
+    def __init__(self, root: pathlib.Path):
+        self.root = root
+        self.written = 0
+        self._texts: dict[str, str] = {}
+        self._pending: dict[str, tuple[TickerSnapshot, str]] = {}
+
+    def restore(self, tickers: list[TickerSnapshot]) -> None:
+        """Begin with what `latest.json` said."""
+        for snapshot in tickers:
+            self._texts[snapshot.ticker] = _entry(snapshot)
+
+    def update(self, snapshot: TickerSnapshot, received: str) -> None:
+        self._pending[snapshot.ticker] = (snapshot, received)
+
+    def write(self) -> None:
+        """Write what changed; what could not be written stays to be.  Raises OSError."""
+        if not self._pending:
+            return
+        for ticker, (snapshot, received) in self._pending.items():
+            try:
+                self._texts[ticker] = _entry(snapshot)
+                self._write_ticker(snapshot, received)
+            except (ValueError, TypeError, RecursionError) as problem:
+                log.error("views of %a cannot be made: %s", ticker, ascii(str(problem)))
+        atomic.replace(self.root / LATEST, latest_json(self._texts).encode("ascii"))
+        self.written += len(self._pending)
+        self._pending.clear()
+
+    def _write_ticker(self, snapshot: TickerSnapshot, received: str) -> None:
+        folder = self.root / "gex" / folder_name(snapshot.ticker)
+        document = consolidated(snapshot, received)
+        metadata = {
+            "ticker": snapshot.ticker,
+            "timestamp": document["timestamp"],
+            "updated_at": f"{received}+00:00",
+            "strikes_count": len(document["all_strikes"] or ()),
+        }
+        atomic.replace(folder / "snapshot.json", json.dumps(document, indent=2).encode("ascii"))
+        atomic.replace(folder / "snapshot.csv", strikes_csv(document["all_strikes"]).encode("ascii"))
+        atomic.replace(folder / "metadata.json", json.dumps(metadata, indent=2).encode("ascii"))
+
+
+def _entry(snapshot: TickerSnapshot) -> str:
+    """A ticker's lines of `latest.json`, without the braces around all."""
+    return json.dumps({snapshot.ticker: snapshot.document()}, indent=2, sort_keys=True)[2:-2]
+
+
+def latest_json(entries: dict[str, str]) -> str:
+    """`latest.json` from each ticker's `_entry`: as `json.dumps(indent=2, sort_keys=True)` of all makes it."""
+    return "{\n" + ",\n".join(entries[ticker] for ticker in sorted(entries)) + "\n}" if entries else "{}"
+
+
+def read_latest(root: pathlib.Path) -> list[TickerSnapshot]:
+    """The store as `latest.json` has it; [] where there is none.
+
+    A file that is not readable as such is moved aside, and named in the log.
+    """
+    path = root / LATEST
+    try:
+        documents = json.loads(path.read_bytes())
+        return [TickerSnapshot.from_document(ticker, document) for ticker, document in documents.items()]
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError) as problem:
+        aside = path.with_name("latest.json.damaged")
+        log.error("%s is not readable and now lies at %s: %s", path, aside, ascii(str(problem)))
+        path.replace(aside)
+        return []
+
+
+class FilesWriter:
+    """Journal → spot series and views, and events for the DepthPersistor, on a thread of its own.
+
+    source: the journal's decoded records, see `repository.source`.
+    """
+
+    def __init__(self, root: pathlib.Path, source, spots: AppendedFiles, depth: DepthPersistor):
+        self.root = root
+        self.source = source
+        self.spots = spots
+        self.depth = depth
+        self.views = Views(root)
+        self.position = min(spots.position, depth.files.position)
+        self.lines = 0
+        # What was handed on already, where a step has to be done again.
+        self._spotted = spots.position
+        self._offered = depth.files.position
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="FilesWriter", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Bring the files up to the journal's end; True if that was done in time."""
+        self._stopping.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict:
+        return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}
+
+    def _run(self) -> None:
+        self.views.restore(read_latest(self.root))
+        while True:
+            began = time.monotonic()
+            try:
+                count = self._step()
+            except Exception as problem:
+                log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
+                          exc_info=not isinstance(problem, OSError))
+                if self._stopping.wait(2.0):
+                    return
+                continue
+            if count == BATCH or count and self._stopping.is_set():
+                continue
+            if self._stopping.is_set():
+                return
+            self._stopping.wait(max(0.0, began + INTERVAL - time.monotonic()))
+            self.source.wait_beyond(self.position, timeout=2.0)
+
+    def _step(self) -> int:
+        """One batch; returns how many records it had."""
+        records = self.source.read(self.position, BATCH)
+        spot_lines = []
+        for number_, record in records:
+            try:
+                spot_lines += self._take(number_, record)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+                self.source.set_aside(number_, f"files: {type(problem).__name__}: {problem}")
+        if spot_lines:
+            for problem in self.spots.append({SPOT_SERIES: b"".join(spot_lines)}).values():
+                raise problem
+            self.lines += len(spot_lines)
+        if not records:
+            self.spots.settle()
+            return 0
+        self._spotted = max(self._spotted, records[-1][0])
+        self.views.write()
+        self.position = records[-1][0]
+        if self.position > self.spots.position:
+            self.spots.advance(self.position)
+        return len(records)
+
+    def _take(self, number_: int, record) -> list[bytes]:
+        """Hand a record on to the views and the depth files; returns its spot line, if it has one."""
+        line, event = None, DepthEvent(number_)
+        if isinstance(record, Gex):
+            if record.webhook is None:
+                line = spot_line(record) if number_ > self._spotted else None
+                event = depth_event(number_, record) if number_ > self._offered else event
+            self.views.update(record.loaded, record.at)
+        if number_ > self._offered:
+            while not self.depth.enqueue(event):
+                log.warning("depth queue is full; the files wait for it")
+            self._offered = number_
+        return [line] if line else []

@@ -1,0 +1,271 @@
+"""Connections: how the bytes of a client become one whole request, or a reason why not.
+
+A connection costs memory for what arrived, never for what was announced, and
+has a total deadline for its head and one for its body.  Nothing here knows
+what a request means.
+"""
+
+import re
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+HEAD_LIMIT = 256 << 10  # bytes
+LINE_LIMIT = 65536  # bytes; the standard library's
+DRAIN_TIME = 1.0  # s to go on reading from a client that was answered early
+SWEEP = 0.25  # s between two looks at the deadlines
+RECEIVE = 256 << 10  # bytes
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding)([ \t]*):(.*(?:\n[ \t].*)*)")
+_LENGTH = re.compile(rb"-?[0-9]{1,4000}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_body in bytes; times in seconds, from the first byte read to the last."""
+
+    max_body: int = 32 << 20
+    head_time: float = 10.0
+    body_time: float = 30.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a request is not whole; in_head: found before its body was due."""
+
+    status: int
+    message: str
+    in_head: bool = False
+
+
+class Connection:
+    """One client and what it has sent so far.
+
+    `ready` once the request is whole or there is a `problem`.  Used by one
+    thread at a time.
+    """
+
+    def __init__(self, sock: socket.socket, address: tuple, limits: Limits):
+        self.sock = sock
+        self.address = address
+        self.limits = limits
+        self.deadline = time.monotonic() + limits.head_time
+        self.ready = False
+        self.silent = False
+        self.draining = False
+        self.problem: Problem | None = None
+        self._buffer = bytearray()
+        self._head_end = 0
+        self._searched = 0
+        self._end = 0
+
+    @property
+    def head(self) -> bytes:
+        return bytes(self._buffer[: self._head_end or len(self._buffer)])
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self._buffer[self._head_end : self._end]) if self._head_end else b""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether closing now could cut the answer off: the client may have sent more than was read."""
+        return self.problem is not None or len(self._buffer) > (self._end or self._head_end)
+
+    def receive(self) -> bool:
+        """Read once from the socket; True when the request is ready.  Raises OSError (TimeoutError, BlockingIOError)."""
+        data = self.sock.recv(RECEIVE)
+        if self.draining:
+            self.ready = not data
+        elif data:
+            self._buffer += data
+            self._look()
+        else:
+            self._cut_off()
+        return self.ready
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._head_end:
+            self._fail(408, "Request body took too long")
+        elif self._buffer:
+            self._fail(408, "Request head took too long", in_head=True)
+        else:
+            self.silent = self.ready = True
+
+    def refuse(self) -> None:
+        """There is no room for it."""
+        self._fail(503, "Too many connections", in_head=True)
+
+    def drain(self) -> None:
+        """From now on only throw away what comes, for a while."""
+        self.draining, self.ready = True, False
+        self.deadline = time.monotonic() + DRAIN_TIME
+
+    def _fail(self, status: int, message: str, in_head: bool = False) -> None:
+        self.problem = Problem(status, message, in_head)
+        self.ready = True
+
+    def _cut_off(self) -> None:
+        if self._head_end:
+            self._fail(400, "Request body is shorter than its Content-Length")
+        elif self._buffer:
+            self._fail(400, "Request head is incomplete", in_head=True)
+        else:
+            self.silent = self.ready = True
+
+    def _look(self) -> None:
+        if not self._head_end and not self._find_head():
+            return
+        if not self._end:
+            self._frame()
+        if not self.ready and len(self._buffer) >= self._end:
+            self.ready = True
+
+    def _find_head(self) -> bool:
+        """Whether the head is whole; a first line that can have no head behind it is ready as it is."""
+        buffer = self._buffer
+        if not self._searched:
+            line_end = buffer.find(b"\n", 0, LINE_LIMIT + 1)
+            no_request = not buffer[:1].isalpha() or len(buffer) > LINE_LIMIT if line_end == -1 else (
+                len(buffer[:line_end].split()) < 3
+            )
+            if no_request:
+                self.ready = True
+            if no_request or line_end == -1:
+                return False
+        found = _HEAD_END.search(buffer, max(0, self._searched - 3))
+        if found and found.end() <= HEAD_LIMIT:
+            self._head_end = found.end()
+            return True
+        self._searched = len(buffer)
+        if found or len(buffer) > HEAD_LIMIT:
+            self._fail(431, "Request head is too large", in_head=True)
+        return False
+
+    def _frame(self) -> None:
+        """Find out from the head how long the body is."""
+        head = self.head
+        self._end = self._head_end
+        self.deadline = time.monotonic() + self.limits.body_time
+        if not head.startswith(b"POST "):
+            self.ready = True
+            return
+        lengths = set()
+        for name, space, value in _FRAMING.findall(head, head.index(b"\n") + 1):
+            if name.lower() == b"transfer-encoding":
+                return self._fail(400, "Transfer-Encoding is not supported")
+            if space or not _LENGTH.fullmatch(value.strip(b" \t\r")):
+                return self._fail(400, "Invalid Content-Length")
+            lengths.add(int(value))
+        if len(lengths) > 1:
+            return self._fail(400, "Conflicting Content-Length")
+        length = max(0, *lengths) if lengths else 0
+        if length > self.limits.max_body:
+            return self._fail(413, "Request body is too large")
+        self._end += length
+
+
+class Lounge:
+    """Where connections wait that have not sent everything yet: one thread for all of them.
+
+    on_ready is called, from that thread, with each connection that is ready;
+    it must not block.  Over `most` connections the oldest is refused.
+    """
+
+    def __init__(self, most: int, on_ready: Callable[[Connection], None]):
+        self.most = most
+        self.on_ready = on_ready
+        self._selector = selectors.DefaultSelector()
+        # Guards `_arrivals`, which other threads fill.
+        self._lock = threading.Lock()
+        self._arrivals: list[Connection] = []
+        self._waiting: dict[Connection, None] = {}
+        self._closing = False
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="Lounge", daemon=True)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, connection: Connection) -> None:
+        with self._lock:
+            self._arrivals.append(connection)
+        self._wake()
+
+    def stop(self, timeout: float) -> bool:
+        """Close what waits; True if the thread ended in time."""
+        self._closing = True
+        self._wake()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"!")
+        except BlockingIOError:
+            pass  # it is being woken already
+
+    def _run(self) -> None:
+        sweep = 0.0
+        while not self._closing:
+            for key, _ in self._selector.select(SWEEP if self._waiting else None):
+                if key.data is None:
+                    self._admit()
+                else:
+                    self._read(key.data)
+            if time.monotonic() >= sweep:
+                sweep = time.monotonic() + SWEEP
+                self._expire()
+        for connection in list(self._waiting) + self._arrivals:
+            connection.sock.close()
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _admit(self) -> None:
+        self._wake_out.recv(4096)
+        with self._lock:
+            arrivals, self._arrivals = self._arrivals, []
+        for connection in arrivals:
+            connection.sock.setblocking(False)
+            self._waiting[connection] = None
+            self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        while len(self._waiting) > self.most:
+            oldest = next(iter(self._waiting))
+            oldest.refuse()
+            self._release(oldest)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            if not connection.receive():
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            connection.silent = True
+        self._release(connection)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for connection in [c for c in self._waiting if c.deadline <= now]:
+            connection.expire()
+            self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+        self._selector.unregister(connection.sock)
+        if connection.silent or connection.draining:
+            connection.sock.close()
+        else:
+            self.on_ready(connection)

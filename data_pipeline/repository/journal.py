@@ -1,0 +1,240 @@
+"""The journal: a payload is acknowledged when its record is here, on disk.
+
+`Journal.append` returns only when the record is durable.  Threads that append
+at the same time share one write and one fdatasync: the first of them becomes
+the leader and writes for all that wait.  After a failed write or fsync that
+descriptor is never used again, since the kernel may have dropped the pages
+and would report success next time: everyone who waited is told, what they
+had changed is undone, and the next append begins a new segment.  The format
+is described in `segments`.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import threading
+import uuid
+from collections.abc import Callable
+
+from data_pipeline import atomic
+from data_pipeline.repository import segments
+
+log = logging.getLogger("webhook")
+
+# What a build callback returns: the payload, and what to call if it could not be written.
+Built = tuple[bytes, Callable[[], None] | None]
+
+
+class NotDurable(Exception):
+    """The record could not be written; nothing of it counts."""
+
+
+class FolderInUse(Exception):
+    """Another process writes this journal."""
+
+
+class _Ticket:
+    """One append on its way; its thread waits at `gate`."""
+
+    __slots__ = ("number", "payload", "undo", "gate", "done", "error")
+
+    def __init__(self, number: int, built: Built):
+        self.number = number
+        self.payload, self.undo = built
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.done = False
+        self.error: Exception | None = None
+
+
+class Journal:
+    """The writing end.  One process at a time has it, any number of threads use it.
+
+    folder: where the segments lie; segment_bytes: when a new one begins;
+    last_link: called, under the lock, for the number that goes into a new
+    segment's header; on_durable: called by the leader with the number of the
+    last durable record.
+    """
+
+    def __init__(self, folder: pathlib.Path, segment_bytes: int = 16 << 20):
+        self.folder = folder
+        self.segment_bytes = segment_bytes
+        self.last_link: Callable[[], int] = lambda: 0
+        self.on_durable: Callable[[int], None] = lambda number: None
+        self.id = ""
+        self.first_link = 0  # the last history-queue id given out before the last segment
+        self.durable = 0
+        self.failures = 0
+        self.healthy = True
+        # Guards the numbers, the queue of tickets and `_leading`, and fixes the
+        # one order in which state changes and records are numbered.
+        self._lock = threading.Lock()
+        self._pending: list[_Ticket] = []
+        self._leading = False
+        self._next = 1
+        self._fd: int | None = None
+        self._path: pathlib.Path | None = None
+        self._size = 0
+        self._lock_fd: int | None = None
+
+    def open(self) -> None:
+        """Take the folder and find where the journal ends.
+
+        Raises FolderInUse, and OSError where the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
+        atomic.clean(self.folder)
+        self.id, self.durable, self.first_link = find_end(self.folder)
+        self._next = self.durable + 1
+
+    @property
+    def position(self) -> int:
+        """The number of the last record that was given out."""
+        return self._next - 1
+
+    def append(self, build: Callable[[], Built]) -> int:
+        """Number, write and fsync one record; returns its number when it is durable.
+
+        `build` is called under the lock that fixes the order of all records:
+        what it does to state happens in the order of the journal.  It returns
+        the payload (UTF-8) and a function that takes its changes back, which
+        is called, in reverse order, if the record cannot be made durable.
+        Raises NotDurable, or what `build` raises (then nothing is written).
+        """
+        with self._lock:
+            ticket = _Ticket(self._next, build())
+            self._next += 1
+            self._pending.append(ticket)
+            lead = not self._leading
+            self._leading = True
+        if not lead:
+            ticket.gate.acquire()
+        if not ticket.done:
+            self._lead()
+        if ticket.error is not None:
+            raise NotDurable(f"journal: {ticket.error}") from ticket.error
+        return ticket.number
+
+    def _lead(self) -> None:
+        """Write what is pending, release those who waited, hand the lead on."""
+        with self._lock:
+            batch, self._pending = self._pending, []
+        error = None
+        try:
+            self._write(batch)
+        except Exception as problem:  # Whatever it is, those who wait must hear of it.
+            error = problem
+        with self._lock:
+            if error is None:
+                self.durable = batch[-1].number
+                self.healthy = True
+            else:
+                batch = self._fail(batch, error)
+            for ticket in batch:
+                ticket.done = True
+            self._leading = bool(self._pending)
+            following = self._pending[0].gate if self._pending else None
+        if error is None:
+            self.on_durable(batch[-1].number)
+        for ticket in batch:
+            ticket.gate.release()
+        if following is not None:
+            following.release()
+
+    def _fail(self, batch: list[_Ticket], error: Exception) -> list[_Ticket]:
+        """Under the lock: nothing after the last durable record counts."""
+        batch, self._pending = batch + self._pending, []
+        for ticket in reversed(batch):
+            ticket.error = error
+            if ticket.undo is not None:
+                ticket.undo()
+        self._next = self.durable + 1
+        self.failures += len(batch)
+        if self.healthy:
+            log.error("journal cannot be written, requests are answered with 500: %s", error)
+        self.healthy = False
+        return batch
+
+    def _write(self, batch: list[_Ticket]) -> None:
+        """The leader's part, outside the lock.  Where it raises, the segment is given up."""
+        data = b"".join(segments.encode_record(t.number, t.payload) for t in batch)
+        if self._size >= self.segment_bytes:
+            self._close_segment()
+        try:
+            if self._fd is None:
+                self._begin_segment(batch[0].number)
+            atomic.write_all(self._fd, data)
+            os.fdatasync(self._fd)
+        except Exception:
+            self._give_up_segment()
+            raise
+        self._size += len(data)
+
+    def _begin_segment(self, first: int) -> None:
+        path = segments.segment_path(self.folder, first)
+        header = segments.SegmentHeader(self.id, first, self.last_link())
+        # Renamed when its header is durable: a segment with the same name has
+        # no record that counts, but its header may be the last that there is.
+        temporary = path.with_name(f".{path.name}{atomic.ENDING}")
+        self._fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._path = temporary
+        atomic.write_all(self._fd, header.encode())
+        os.fsync(self._fd)
+        os.rename(temporary, path)
+        self._path, self._size = path, segments.HEADER_BYTES
+        atomic.fsync_folder(self.folder)
+
+    def _give_up_segment(self) -> None:
+        """Close a segment that may lie about what it holds; give back what was not acknowledged."""
+        if self._fd is None:
+            return
+        with contextlib.suppress(OSError):  # The failure is reported already; this only frees space.
+            if self._path.name.endswith(segments.ENDING):
+                os.ftruncate(self._fd, self._size)
+            else:
+                os.unlink(self._path)
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        self._fd, self._size = None, 0
+
+    def _close_segment(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd, self._size = None, 0
+
+    def close(self) -> None:
+        """Close the files; no append may be under way or come after."""
+        self._close_segment()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
+    """The journal's id, the number after which a new segment may begin, and the last segment's last link id.
+
+    A new folder gets a new id.  Where the last segment ends in bytes that are
+    no record, the numbers those may have had are not used again: the tables
+    may already hold a record that was whole when they read it.
+    """
+    found = segments.list_segments(folder)
+    if not found:
+        return uuid.uuid4().hex, 0, 0
+    header = next((h for path in reversed(found) if (h := segments.read_header(path))), None)
+    if header is None:
+        header = segments.SegmentHeader(uuid.uuid4().hex, 1, 0)
+        log.error("no header of the journal in %s is readable; it goes on under a new id", folder)
+    reader = segments.Reader(folder, segments.first_number(found[-1]) - 1)
+    unknown = 0
+    while part := reader.read(1 << 62):
+        unknown = sum(len(p.raw) for p in part if isinstance(p, segments.Damage) and p.after == reader.position)
+    end = reader.position + unknown // segments.RECORD.size + (unknown > 0)
+    return header.journal, end, header.last_link

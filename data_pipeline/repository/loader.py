@@ -1,0 +1,202 @@
+"""Journal → database: all that is new in one transaction, in short sessions.
+
+How far it got is written in the same transaction, so after a crash each
+record is applied exactly once.  While another process has the file, nothing
+is lost but time.
+"""
+
+import logging
+import threading
+import time
+
+import duckdb
+import pyarrow
+
+from data_pipeline.repository import upserts
+from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, note_position, position
+from data_pipeline.rows import Rows
+
+log = logging.getLogger("webhook")
+
+BATCH = 128  # records a session
+GAP = 0.06  # s that the file is free between two sessions, however much there is to do
+CHECKPOINT_INTERVAL = 30.0  # s, at the most, between a commit and its checkpoint
+CHECKPOINT_BYTES = 16 << 20  # of write-ahead log; each opening of the file reads it
+BUSY_WAIT = 1.0  # s to try for before it is reported
+MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
+
+# What DuckDB and Arrow raise where it is the record's fault, and not the disk's or the file's.
+UNLOADABLE = (
+    duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError, duckdb.InvalidInputException, pyarrow.ArrowException,
+    ValueError, TypeError, OverflowError,
+)
+
+
+class DatabaseChanged(Exception):
+    """Somebody put another file in its place."""
+
+
+class Loader:
+    """The only writer of the database while the server runs, on a thread of its own.
+
+    source: the journal's decoded records; journal: its id; interval: least
+    seconds between the beginnings of two sessions.  `position` is what has
+    been applied, `safe` what is also checkpointed: only that may leave the
+    journal.
+    """
+
+    def __init__(self, database: Database, source, journal: str, interval: float):
+        self.database = database
+        self.source = source
+        self.journal = journal
+        self.interval = interval
+        self.position: int | None = None
+        self.safe = 0
+        self.sessions = self.records = self.busy = self.set_aside = 0
+        self.last_session = 0.0
+        self.trouble = ""
+        self._said = -MESSAGE_PAUSE
+        self._checkpoint_due = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="Loader", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Load what there is; True if that was done in time."""
+        self._stopping.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict:
+        return {
+            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
+            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+        }
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            more = self._try_step()
+            if more or self.trouble:
+                time.sleep(GAP)
+            elif self._stopping.is_set() and self.safe == self.position:
+                return
+            elif not self._stopping.is_set():
+                self._stopping.wait(max(GAP, began + self.interval - time.monotonic()))
+                due = None if self.safe == self.position else max(0.0, self._checkpoint_due - time.monotonic())
+                self.source.wait_beyond(self.position, due)
+
+    def _try_step(self) -> bool:
+        try:
+            more = self._step()
+        except Exception as problem:
+            # What got in is for the database to say: a commit may have held although its session failed.
+            self.position = None
+            self._report(problem)
+            return False
+        self.trouble = ""
+        return more
+
+    def _step(self) -> bool:
+        """One session; True if there is more at once."""
+        if self.position is None:
+            self._begin()
+        records = self.source.read(self.position, BATCH)
+        if records or self.safe != self.position and self._must_checkpoint():
+            self._load(records)
+        return len(records) == BATCH
+
+    def _must_checkpoint(self) -> bool:
+        return (
+            self._stopping.is_set()
+            or time.monotonic() >= self._checkpoint_due
+            or self.database.log_bytes >= CHECKPOINT_BYTES
+        )
+
+    def _begin(self) -> None:
+        """Make the tables if they are missing, and see how far they are."""
+        with self.database.session(BUSY_WAIT) as con:
+            found = position(con, self.journal)
+        self.position = self.safe = found
+
+    def _load(self, records: list) -> None:
+        kept, rows = [], Rows()
+        for number, record in records:
+            if record is not None and self._add(rows, number, record):
+                kept.append((number, record))
+        upto = records[-1][0] if records else self.position
+        if self.safe == self.position:
+            self._checkpoint_due = time.monotonic() + CHECKPOINT_INTERVAL
+        checkpoint = self._must_checkpoint()
+        began = time.monotonic()
+        with self.database.session(BUSY_WAIT, checkpoint) as con:
+            if position(con, self.journal) != self.position:
+                raise DatabaseChanged("the database is not the one that was here before")
+            if records:
+                try:
+                    self._apply(con, rows, upto)
+                except UNLOADABLE as problem:
+                    self._apply_halves(con, kept, problem)
+                    self._apply(con, Rows(), upto)
+        self.position = upto
+        if checkpoint:
+            self.safe = upto
+        self.sessions += 1
+        self.records += len(records)
+        self.last_session = time.monotonic() - began
+        log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
+
+    def _add(self, rows: Rows, number: int, record) -> bool:
+        try:
+            rows.add(record)
+        except Exception as problem:  # whatever a payload can do to us, the next one must get in
+            self._put_aside(number, problem)
+            return False
+        return True
+
+    def _apply(self, con, rows: Rows, upto: int) -> None:
+        con.execute("BEGIN")
+        try:
+            upserts.apply(con, rows)
+            note_position(con, self.journal, upto)
+            con.execute("COMMIT")
+        except BaseException:
+            con.execute("ROLLBACK")
+            raise
+
+    def _apply_halves(self, con, records: list, problem: Exception) -> None:
+        """Some record of these cannot be loaded: find it, and load the others."""
+        if len(records) <= 1:
+            for number, _ in records:
+                self._put_aside(number, problem)
+            return
+        middle = len(records) // 2
+        for half in (records[:middle], records[middle:]):
+            rows = Rows()
+            for _, record in half:
+                rows.add(record)
+            try:
+                self._apply(con, rows, half[-1][0])
+            except UNLOADABLE as again:
+                self._apply_halves(con, half, again)
+
+    def _put_aside(self, number: int, problem: Exception) -> None:
+        self.set_aside += 1
+        self.source.set_aside(number, f"{type(problem).__name__}: {problem}")
+
+    def _report(self, problem: Exception) -> None:
+        """A line at most once a minute; the records wait in the journal."""
+        self.trouble = str(problem) or type(problem).__name__
+        if isinstance(problem, DatabaseBusy):
+            self.busy += 1
+        elif isinstance(problem, DatabaseDamaged):
+            aside = self.database.move_aside()
+            log.error("the database is damaged and now lies at %s; a new one is begun: %s", aside, ascii(self.trouble))
+            return
+        if time.monotonic() - self._said >= MESSAGE_PAUSE:
+            self._said = time.monotonic()
+            unforeseen = not isinstance(problem, (DatabaseBusy, DatabaseChanged, duckdb.Error, OSError))
+            log.warning("the database cannot be written now, records wait in the journal: %s", ascii(self.trouble),
+                        exc_info=unforeseen)

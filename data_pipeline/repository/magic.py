@@ -1,0 +1,27 @@
+"""A first look at the file at the database's path, before DuckDB has it."""
+
+import pathlib
+
+DUCKDB_OFFSET, DUCKDB = 8, b"DUCK"
+SQLITE = b"SQLite format 3\0"
+
+
+class NotADatabase(Exception):
+    """The file is not ours; the text says what to do."""
+
+
+def refuse_foreign_file(path: pathlib.Path) -> None:
+    """Raise NotADatabase for a file that is there and is no DuckDB database.
+
+    Never in a process that has the database open: closing this descriptor
+    would drop DuckDB's lock.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        return
+    if head == SQLITE:
+        raise NotADatabase(f"{path} is an SQLite file; move it elsewhere and run: gex-bridge migrate FILE")
+    if head[DUCKDB_OFFSET : DUCKDB_OFFSET + 4] != DUCKDB:
+        raise NotADatabase(f"{path} is not a DuckDB database; move it elsewhere and start again")

@@ -1,0 +1,222 @@
+"""`Repository`: what the rest of the server sees of journal, loader and DuckDB.
+
+It appends, and returns when the record is durable; everything else happens
+in the writer, a process of its own with a lower priority: it reads the
+journal and writes tables and files.  So the server never waits for DuckDB,
+and a request never for a file.
+"""
+
+import collections
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from data_pipeline import records
+from data_pipeline.repository import magic, segments
+from data_pipeline.repository.journal import Built, Journal
+
+log = logging.getLogger("webhook")
+
+TELL_INTERVAL = 0.02  # s, between two words to the writer
+RESTART_PAUSES = (0.1, 1.0, 5.0, 15.0)  # s, before the writer is started again
+STEADY = 60.0  # s that a writer must have lived for the pauses to begin anew
+
+
+class Repository:
+    """The journal, and the writer process behind it."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.folder: pathlib.Path = settings.data_dir / "journal"
+        self.journal = Journal(self.folder)
+        self.writer = WriterProcess(settings, self.journal)
+
+    def open(self) -> None:
+        """Take the data folder.  Raises FolderInUse, NotADatabase, OSError."""
+        magic.refuse_foreign_file(self.settings.database)
+        self.journal.open()
+        if not segments.list_segments(self.folder) and self.settings.database.exists():
+            self.journal.first_link = self.writer.ask_last_link()
+
+    @property
+    def last_link(self) -> int:
+        """The last history-queue id that was given out before what `replay` yields."""
+        return self.journal.first_link
+
+    def append(self, build: Callable[[], Built]) -> int:
+        """See Journal.append."""
+        return self.journal.append(build)
+
+    def replay(self) -> Iterator[object]:
+        """The records that the files may not show yet, in order, decoded; and those of the last segment."""
+        found = segments.list_segments(self.folder)
+        if not found:
+            return
+        after = min(self._noted("files.position"), segments.first_number(found[-1]) - 1)
+        reader = segments.Reader(self.folder, after)
+        while part := reader.read(self.journal.durable):
+            for record in part:
+                if isinstance(record, segments.Record):
+                    try:
+                        yield records.decode(record.payload)
+                    except records.RecordError as problem:
+                        log.error("record %d of the journal is none of ours: %a", record.number, str(problem))
+
+    def _noted(self, name: str) -> int:
+        try:
+            note = json.loads((self.folder / name).read_bytes())
+        except FileNotFoundError:
+            return 0
+        return note["position"] if note["journal"] == self.journal.id else 0
+
+    def start(self) -> None:
+        """Start the writer.  Where it dies, it is started again."""
+        self.journal.on_durable = self.writer.tell
+        self.writer.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Flush everything to tables and files; True if that was done within `timeout` seconds."""
+        done = self.writer.stop(timeout)
+        self.journal.close()
+        return done
+
+    def stats(self) -> dict:
+        """Counts of the journal and of everything in the writer; see README, `/status`."""
+        found = segments.list_segments(self.folder)
+        journal = {
+            "position": self.journal.durable, "failed": self.journal.failures, "healthy": self.journal.healthy,
+            "segments": len(found), "bytes": sum(path.stat().st_size for path in found if path.exists()),
+        }
+        return {"journal": journal, **self.writer.stats()}
+
+
+class WriterProcess:
+    """The writer as the server sees it: started, told how far the journal is durable, watched, stopped.
+
+    What it says comes as lines of JSON; what it logs goes where the server's
+    own log goes.
+    """
+
+    def __init__(self, settings, journal: Journal):
+        self.settings = settings
+        self.journal = journal
+        self.restarts = 0
+        self._process: subprocess.Popen | None = None
+        self._report: dict = {}
+        self._news = threading.Event()
+        self._stopping = threading.Event()
+        # (number, time) of what became durable, as long as it is not in the tables.
+        self._unloaded: collections.deque[tuple[int, float]] = collections.deque(maxlen=100_000)
+        self._threads = [
+            threading.Thread(target=self._watch, name="WriterWatch", daemon=True),
+            threading.Thread(target=self._tell, name="WriterBell", daemon=True),
+        ]
+
+    def start(self) -> None:
+        self.tell(self.journal.durable)
+        self._spawn()
+        for thread in self._threads:
+            thread.start()
+
+    def tell(self, number: int) -> None:
+        """The journal is durable up to `number`."""
+        if not self._news.is_set():
+            self._news.set()
+
+    def stop(self, timeout: float) -> bool:
+        until = time.monotonic() + timeout
+        self._stopping.set()
+        self._news.set()
+        process = self._process
+        if process is None:
+            return False
+        self._threads[1].join(max(0.0, until - time.monotonic()))
+        self._say(f"{self.journal.durable}\nstop\n")
+        try:
+            code = process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("the writer did not finish in time; the rest stays in the journal and is done at the next start")
+            process.kill()
+            process.wait()
+            code = None
+        self._threads[0].join(1.0)
+        process.stdin.close()
+        return code == 0
+
+    def stats(self) -> dict:
+        report = dict(self._report)
+        loader = dict(report.get("loader", {}))
+        position = loader.get("position", 0)
+        while self._unloaded and self._unloaded[0][0] <= position:
+            self._unloaded.popleft()
+        loader["lag_records"] = max(0, self.journal.durable - position)
+        loader["lag_seconds"] = time.monotonic() - self._unloaded[0][1] if self._unloaded else 0.0
+        return {**report, "loader": loader, "writer_restarts": self.restarts}
+
+    def ask_last_link(self) -> int:
+        """The highest id of the history queue in the database; for a journal that begins beside an older file."""
+        answer = subprocess.run([*self._command(), "--last-link"], env=self._environment(), stdout=subprocess.PIPE)
+        if answer.returncode != 0:
+            raise OSError(f"{self.settings.database} cannot be read; close the program that has it open and start again")
+        return int(answer.stdout)
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "data_pipeline.writer", "--data-dir", str(self.settings.data_dir)] + (
+            ["--debug"] if self.settings.debug else []
+        )
+
+    def _environment(self) -> dict:
+        package = str(pathlib.Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": paths}
+
+    def _spawn(self) -> None:
+        # Its own session: a Ctrl-C is for the server, which then lets it finish.
+        self._process = subprocess.Popen(
+            [*self._command(), "--journal", self.journal.id], env=self._environment(), start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        self._news.set()
+
+    def _say(self, words: str) -> None:
+        try:
+            self._process.stdin.write(words.encode())
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            log.debug("the writer is gone")
+
+    def _tell(self) -> None:
+        while True:
+            self._news.wait()
+            self._news.clear()
+            if self._stopping.is_set():
+                return
+            durable = self.journal.durable
+            self._unloaded.append((durable, time.monotonic()))
+            self._say(f"{durable}\n")
+            time.sleep(TELL_INTERVAL)
+
+    def _watch(self) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            for line in self._process.stdout:
+                self._report = json.loads(line)
+            code = self._process.wait()
+            self._process.stdout.close()
+            if self._stopping.is_set():
+                return
+            failures = 0 if time.monotonic() - began > STEADY else failures + 1
+            pause = RESTART_PAUSES[min(failures, len(RESTART_PAUSES) - 1)]
+            log.error("the writer ended with %s; it is started again in %g s, nothing is lost", code, pause)
+            if self._stopping.wait(pause):
+                return
+            self._process.stdin.close()
+            self.restarts += 1
+            self._spawn()

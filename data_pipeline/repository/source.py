@@ -1,0 +1,122 @@
+"""The journal as its readers see it: decoded records, up to what is durable."""
+
+import base64
+import collections
+import json
+import logging
+import pathlib
+import threading
+
+from data_pipeline import atomic, records, times
+from data_pipeline.repository import segments
+
+log = logging.getLogger("webhook")
+
+
+class Progress:
+    """How far the journal is durable, as the server tells it; readers wait here."""
+
+    def __init__(self, durable: int = 0):
+        self.durable = durable
+        # Guards `durable`; notified when it moves or the wait is over for good.
+        self._changed = threading.Condition()
+        self._ended = False
+
+    def advance(self, durable: int) -> None:
+        with self._changed:
+            self.durable = max(self.durable, durable)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nobody needs to wait any more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_beyond(self, number: int, timeout: float | None = None) -> None:
+        """Wait until a record behind `number` is durable, or the timeout (s), or the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self.durable > number, timeout)
+
+
+class SetAside:
+    """Records that could not be used, kept whole: a line of JSON each, with the reason, bytes in base64."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.count = 0
+        # Both readers come here.
+        self._lock = threading.Lock()
+
+    def keep(self, number: int, reason: str, raw: bytes) -> None:
+        """Write one down and name it in the log.  Raises OSError."""
+        line = {"at": times.utc_now_text(), "record": number, "reason": reason, "raw": base64.b64encode(raw).decode()}
+        with self._lock:
+            with open(self.path, "ab") as file:
+                atomic.write_all(file.fileno(), json.dumps(line).encode() + b"\n")
+            self.count += 1
+        log.error("record %d of the journal is set aside in %s: %s", number, self.path.name, ascii(reason))
+
+
+class Cache:
+    """Decoded records that the two readers share, so that a body is parsed once."""
+
+    SIZE = 512
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._records: collections.OrderedDict[int, object] = collections.OrderedDict()
+
+    def decode(self, record: segments.Record):
+        """Raises records.RecordError."""
+        with self._lock:
+            found = self._records.pop(record.number, None)
+        if found is not None:
+            return found  # both have it now
+        found = records.decode(record.payload)
+        with self._lock:
+            self._records[record.number] = found
+            if len(self._records) > self.SIZE:
+                self._records.popitem(last=False)
+        return found
+
+
+class Source:
+    """One reader's end of the journal.  names_damage: whether it is the one that reports what is broken."""
+
+    def __init__(self, folder: pathlib.Path, progress: Progress, cache: Cache, aside: SetAside, names_damage: bool):
+        self.wait_beyond = progress.wait_beyond
+        self.skipped = 0
+        self._folder = folder
+        self._progress = progress
+        self._cache = cache
+        self._aside = aside
+        self._names_damage = names_damage
+        self._reader: segments.Reader | None = None
+        self._raw: dict[int, bytes] = {}
+
+    def read(self, after: int, most: int) -> list[tuple[int, object]]:
+        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours.
+
+        Raises OSError.
+        """
+        if self._reader is None or self._reader.position != after:
+            self._reader = segments.Reader(self._folder, after)
+        found, self._raw = [], {}
+        for part in self._reader.read(self._progress.durable, most):
+            if isinstance(part, segments.Damage):
+                if self._names_damage:
+                    self._aside.keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
+                continue
+            self._raw[part.number] = part.payload
+            try:
+                found.append((part.number, self._cache.decode(part)))
+            except records.RecordError as problem:
+                found.append((part.number, None))
+                if self._names_damage:
+                    self.set_aside(part.number, str(problem))
+        return found
+
+    def set_aside(self, number: int, reason: str) -> None:
+        """Keep a record of the last `read` that cannot be used, and name it."""
+        self._aside.keep(number, reason, self._raw.get(number, b""))

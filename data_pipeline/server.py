@@ -1,0 +1,226 @@
+"""The server: sockets, worker threads, signals; start and stop of every part."""
+
+import argparse
+import collections
+import logging
+import os
+import resource
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from data_pipeline import __version__, config, logs
+from data_pipeline.bridge import Bridge
+from data_pipeline.handler import GEXBridgeRequestHandler
+from data_pipeline.intake import Connection, Limits, Lounge
+from data_pipeline.repository.journal import FolderInUse
+from data_pipeline.repository.magic import NotADatabase
+from data_pipeline.repository.service import Repository
+
+log = logging.getLogger("webhook")
+
+PROMPT = 0.01  # s that a worker waits for a client to send on, before it takes the next one
+SLOW_WORKERS = 8
+FILES_WANTED = 65536  # descriptors
+
+
+class BridgeServer(socketserver.TCPServer):
+    """A threading server whose threads are reused: each of `workers` accepts, answers, and accepts again.
+
+    A request that does not arrive at once waits in the lounge, where it costs
+    no thread; it is answered by one of SLOW_WORKERS.  `count` and `counts`
+    keep the number of answers by path and status.
+    """
+
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(self, address: tuple[str, int], bridge: Bridge, workers: int, most: int, limits: Limits):
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, GEXBridgeRequestHandler)
+        self.bridge = bridge
+        self.limits = limits
+        self.started = time.monotonic()
+        self._counts: collections.Counter[tuple[str, int]] = collections.Counter()
+        # Guards `_counts` and `_busy`; notified when a request is done.
+        self._lock = threading.Condition()
+        self._busy = 0
+        self._closing = False
+        self._lounge = Lounge(most, self._answer_late)
+        self._late = ThreadPoolExecutor(SLOW_WORKERS, thread_name_prefix="SlowWorker")
+        self._workers = [
+            threading.Thread(target=self._work, name=f"Worker-{n}", daemon=True) for n in range(1, workers + 1)
+        ]
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    def start(self) -> None:
+        self._lounge.start()
+        for worker in self._workers:
+            worker.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Accept nothing more and let requests finish; True if all did within `timeout` seconds."""
+        self._closing = True
+        until = time.monotonic() + timeout
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes every worker in accept()
+        self._lounge.stop(timeout)
+        with self._lock:
+            done = self._lock.wait_for(lambda: self._busy == 0, max(0.0, until - time.monotonic()))
+        self._late.shutdown(wait=False, cancel_futures=True)
+        self.server_close()
+        if not done:
+            log.warning("%d requests were cut off", self._busy)
+        return done
+
+    def count(self, path: str, status: int) -> None:
+        with self._lock:
+            self._counts[path, status] += 1
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{path: {status: number of answers}}; paths that are no endpoint are `other`."""
+        with self._lock:
+            counted = list(self._counts.items())
+        found: dict[str, dict[str, int]] = {}
+        for (path, status), number in sorted(counted):
+            found.setdefault(path, {})[str(status)] = number
+        return found
+
+    def _work(self) -> None:
+        while not self._closing:
+            try:
+                sock, address = self.socket.accept()
+            except OSError as problem:
+                if not self._closing:
+                    log.error("cannot accept: %s", problem)
+                    time.sleep(0.1)
+                continue
+            self._begin(Connection(sock, address, self.limits))
+
+    def _begin(self, connection: Connection) -> None:
+        """Answer a client that sends its request at once; the others go to the lounge."""
+        connection.sock.settimeout(PROMPT)
+        try:
+            while not connection.receive():
+                pass
+        except TimeoutError:
+            return self._lounge.add(connection)
+        except OSError:
+            connection.silent = True
+        self._answer(connection)
+
+    def _answer_late(self, connection: Connection) -> None:
+        try:
+            self._late.submit(self._answer, connection)
+        except RuntimeError:  # it is shut down
+            connection.sock.close()
+
+    def _answer(self, connection: Connection) -> None:
+        with self._lock:
+            self._busy += 1
+        try:
+            if not connection.silent:
+                self.RequestHandlerClass(connection, connection.address, self)
+        except Exception:
+            log.exception("unforeseen error while answering %s", connection.address[0])
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._lock.notify_all()
+        if connection.has_unread and not connection.silent and not self._closing:
+            # Closing with unread bytes makes the kernel reset the connection, and the answer would be lost with it.
+            connection.drain()
+            self._lounge.add(connection)
+        else:
+            connection.sock.close()
+
+
+class Application:
+    """Every part of the server, built from the settings and handed what it needs."""
+
+    def __init__(self, settings: config.Settings):
+        self.settings = settings
+        self.repository = Repository(settings)
+        self.bridge = Bridge(self.repository)
+        limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
+        self.server = BridgeServer(
+            (settings.host, settings.port), self.bridge, settings.http_workers, settings.max_connections, limits
+        )
+
+    def start(self) -> None:
+        """Take the data folder, bring the store back, answer.  Raises FolderInUse, NotADatabase, OSError."""
+        self.repository.open()
+        self.bridge.restore(self.settings.data_dir)
+        self.server.start()
+        self.repository.start()
+
+    def stop(self) -> bool:
+        """Stop in order, within STOP_TIMEOUT; True if everything is flushed."""
+        until = time.monotonic() + self.settings.stop_timeout
+        answered = self.server.stop(self.settings.stop_timeout / 3)
+        flushed = self.repository.stop(max(0.2, until - time.monotonic()))
+        return answered and flushed
+
+
+def serve(settings: config.Settings) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code.  A second signal ends it at once."""
+    logs.configure(settings.debug, settings.log_json)
+    _raise_file_limit()
+    woken = threading.Event()
+
+    def on_signal(number, frame):
+        if woken.is_set():
+            os._exit(128 + number)
+        woken.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        application = Application(settings)
+        application.start()
+    except (FolderInUse, NotADatabase) as problem:
+        return _cannot_start(str(problem))
+    except OSError as problem:
+        return _cannot_start(f"{problem.filename or f'{settings.host}:{settings.port}'}: {problem.strerror or problem}")
+    log.info("Starting GEX bridge on %s:%d", settings.host, application.server.port)
+    woken.wait()
+    log.info("Stopping GEX bridge")
+    if not application.stop():
+        log.warning("not everything was flushed in time; it is in the journal and is done at the next start")
+    return 0
+
+
+def _cannot_start(reason: str) -> int:
+    print(f"gex-bridge: cannot start: {reason}", file=sys.stderr)
+    return 1
+
+
+def _raise_file_limit() -> None:
+    """Room for MAX_CONNECTIONS: the usual soft limit is 1024 descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`run_server.py`: the original's command line."""
+    parser = argparse.ArgumentParser(
+        description="Run local GEXBot bridge server", epilog=config.environment_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    config.add_flags(parser)
+    parser.add_argument("--version", action="version", version=f"gex-bridge {__version__}")
+    args = parser.parse_args(argv)
+    try:
+        settings = config.load(args)
+    except config.ConfigError as problem:
+        print(f"gex-bridge: {problem}", file=sys.stderr)
+        return 2
+    return serve(settings)

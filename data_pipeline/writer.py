@@ -1,0 +1,156 @@
+"""The writer: the process that turns the journal into tables and files.
+
+The server starts it with a lower priority and talks to it over two pipes.
+Standard input: a number a line, up to which the journal is durable; `stop`
+for finish and exit; the end of input means that the server is gone.  Standard
+output: a line of JSON with everybody's counts whenever they changed.
+Exit code 0: everything is in tables and files; 3: something is left in the
+journal, for the next start.
+"""
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import selectors
+import signal
+import sys
+import threading
+
+from data_pipeline import atomic, config, logs
+from data_pipeline.appended import AppendedFiles
+from data_pipeline.depth import DepthPersistor
+from data_pipeline.files import FilesWriter
+from data_pipeline.repository import segments
+from data_pipeline.repository.database import Database, last_id
+from data_pipeline.repository.loader import Loader
+from data_pipeline.repository.source import Cache, Progress, SetAside, Source
+
+log = logging.getLogger("webhook")
+
+NICENESS = 10
+TICK = 0.5  # s, between two reports while there is something to do
+# Whatever nesting the server's parser let through must pass here as well.
+RECURSION_LIMIT = 50_000
+THREAD_STACK = 256 << 20  # bytes, of address space
+
+
+class Writer:
+    """Loader, files and depth persistor on one journal."""
+
+    def __init__(self, settings: config.Settings, journal: str):
+        self.settings = settings
+        self.folder = settings.data_dir / "journal"
+        self.progress = Progress()
+        self.aside = SetAside(self.folder / "set-aside.jsonl")
+        cache = Cache()
+        sources = [Source(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
+        self.loader = Loader(Database(settings.database), sources[0], journal, settings.load_interval)
+        spots = AppendedFiles(settings.data_dir, self.folder / "files.position", journal)
+        depths = AppendedFiles(settings.data_dir, self.folder / "depth.position", journal)
+        spots.open()
+        depths.open()
+        self.depth = DepthPersistor(depths)
+        self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth)
+        self._reported = ""
+
+    def start(self) -> None:
+        for part in (self.depth, self.files, self.loader):
+            part.start()
+
+    def run(self, words, report) -> int:
+        """Follow what `words` (a binary stream) says until `stop` or its end; returns the exit code."""
+        os.set_blocking(words.fileno(), False)
+        selector = selectors.DefaultSelector()
+        selector.register(words, selectors.EVENT_READ)
+        buffer = b""
+        while True:
+            selector.select(None if self._settled() else TICK)
+            got = words.read()
+            if got == b"":
+                log.info("the server is gone; what it acknowledged is in the journal")
+                return 3
+            *lines, buffer = (buffer + (got or b"")).split(b"\n")
+            for line in lines:
+                if line == b"stop":
+                    return self._finish(report)
+                self.progress.advance(int(line))
+            self._tidy()
+            self._say(report)
+
+    def _settled(self) -> bool:
+        """Whether everything is done and reported, so that only a new word is worth waking for."""
+        ends = (self.loader.safe, self.files.spots.noted, self.depth.files.noted)
+        return all(end >= self.progress.durable for end in ends) and self._reported == json.dumps(self.stats())
+
+    def _tidy(self) -> None:
+        """Let go of the part of the journal that is in the tables and in the files."""
+        segments.remove_consumed(
+            self.folder, min(self.loader.safe, self.files.spots.noted, self.depth.files.noted)
+        )
+
+    def _say(self, report) -> None:
+        line = json.dumps(self.stats())
+        if line != self._reported:
+            self._reported = line
+            report.write(line.encode() + b"\n")
+            report.flush()
+
+    def stats(self) -> dict:
+        return {
+            "loader": self.loader.stats(), "files": self.files.stats(), "depth": self.depth.stats(),
+            "set_aside": self.aside.count,
+        }
+
+    def _finish(self, report) -> int:
+        """Do all that is in the journal.  The server ends this process where it takes too long."""
+        patience = 3600.0
+        self.progress.end()
+        done = self.files.stop(patience) and self.depth.stop(patience)
+        done = self.loader.stop(patience) and done
+        done = done and min(self.loader.safe, self.files.spots.noted, self.depth.files.noted) >= self.progress.durable
+        self._tidy()
+        self._say(report)
+        return 0 if done else 3
+
+
+def take_turn(folder) -> int:
+    """Wait until no other writer is on this journal (one whose server was killed may still end its session)."""
+    fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="data_pipeline.writer", description="Started by the bridge, not by hand.")
+    parser.add_argument("--journal", help="id of the journal")
+    parser.add_argument("--last-link", action="store_true", help="print the highest id of the history queue")
+    config.add_flags(parser, only=("DATA_DIR", "debug"))
+    args = parser.parse_args()
+    settings = config.load(args)
+    logs.configure(settings.debug, settings.log_json)
+    if args.last_link:
+        with Database(settings.database).session(wait=5.0) as con:
+            print(last_id(con, "gex_history_queue"))
+        return 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server says when, over the pipe
+    os.nice(NICENESS)
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    threading.stack_size(THREAD_STACK)
+    turn = take_turn(settings.data_dir / "journal")
+    for folder in ("raw/gex", "gex", "depth"):
+        atomic.clean(settings.data_dir / folder)
+    writer = Writer(settings, args.journal)
+    writer.start()
+    code = writer.run(sys.stdin.buffer, sys.stdout.buffer)
+    sys.stdout.flush()
+    os.close(turn)
+    # Threads in the middle of a session are not waited for: a session is a
+    # transaction, and the lock on the folder goes with the process.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,20 +7,19 @@ the category only.
 
 import json
 import logging
-import math
 import pathlib
 import threading
 import time
 from datetime import datetime, timezone
 from urllib.parse import quote, urlsplit
 
-from data_pipeline import __version__, atomic, web
+from data_pipeline import __version__, atomic, names, times, web
 
 SYMBOLS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
 TIME_LIMIT = 10.0  # seconds, of each try of a request
 LONGEST_PAUSE = 900.0  # seconds; pauses that grow after failures end here
-MILLISECONDS_FROM = 1e11  # a larger number is no time in seconds before the year 5138
+LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 # field of a payload -> the names the API has for it, in the order they are looked for
 FIELDS = {
@@ -122,7 +121,7 @@ def latest(reply: object) -> dict:
     if isinstance(reply, list):
         objects = [one for one in reply if isinstance(one, dict)]
         # Of two with the same time the later in the list, so the list is read from its end.
-        reply = max(reversed(objects), key=lambda one: _or(seconds(one.get("timestamp")), -math.inf), default=None)
+        reply = max(reversed(objects), key=lambda one: moment(one.get("timestamp")) or LONG_AGO, default=None)
     if not isinstance(reply, dict):
         raise GexBotError("the reply holds no object")
     if reply.get("error"):
@@ -137,35 +136,24 @@ def summary(symbol: str, reply: dict) -> dict:
     }
     if all(value is None for value in found.values()):
         raise GexBotError("the reply has none of the fields of a chain")
-    moment = seconds(reply.get("timestamp"))
-    try:
-        time_text = datetime.fromtimestamp(_or(moment, time.time()), timezone.utc).isoformat()
-    except (ValueError, OverflowError, OSError):
-        raise GexBotError("the reply's timestamp is no time") from None
-    return {"ticker": symbol, **found, "timestamp": time_text}
+    at = moment(reply.get("timestamp")) or datetime.now(timezone.utc)
+    return {"ticker": symbol, **found, "timestamp": at.isoformat()}
 
 
-def seconds(value: object) -> float | None:
-    """A time as seconds since 1970: from seconds, milliseconds, either as text, or ISO text (naive is UTC)."""
+def moment(value: object) -> datetime | None:
+    """A time in UTC, from seconds, milliseconds, either as text, or ISO text; None where it is none of them."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        number = float(value)
+        return times.from_number(float(value))
     except OverflowError:
         return None
     except ValueError:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if not math.isfinite(number):
+        at = times.parse_iso(value.strip())
+    try:
+        return at and at.astimezone(timezone.utc)
+    except OverflowError:  # the first or last day there is, elsewhere
         return None
-    return number / 1000 if abs(number) > MILLISECONDS_FROM else number
-
-
-def _or(value, default):
-    return default if value is None else value
 
 
 def _utc_now() -> str:
@@ -302,7 +290,7 @@ class StatusRefresher(_Rounds):
         reply = self._client.latest(symbol)
         if not self._stop.is_set():
             status = {**reply, "timestamp": self._now().astimezone(timezone.utc).isoformat()}
-            path = self._folder / f"{quote(symbol.lower(), safe='^')}_gex_status.json"
+            path = self._folder / names.folder_name(f"{symbol.lower()}_gex_status.json")
             # Made anew within a minute, so it need not survive a power cut.
             atomic.replace(path, json.dumps(status, indent=2).encode(), durable=False)
 

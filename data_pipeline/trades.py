@@ -3,6 +3,8 @@
 import json
 import math
 
+from data_pipeline import values
+
 TOPIC = "option_trades_super_algo"
 
 
@@ -29,7 +31,7 @@ def option_trade(payload: dict) -> dict | None:
     row = {
         "topic": _text(payload.get("topic")),
         "symbol": _written(symbol, str) if symbol else None,
-        "side": _storable(side.upper()),
+        "side": values.text(side.upper()),
         "quantity": to_int(alert.get("quantity") or payload.get("quantity") or 0),
         "price": to_float(alert.get("price") or payload.get("price") or 0),
         "strike": to_float(alert.get("strike")),
@@ -72,7 +74,7 @@ def _text(value) -> str | None:
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):
-        return _storable(value)
+        return values.text(value)
     if isinstance(value, (int, float)):
         return str(int(value) if isinstance(value, bool) else value)
     return _written(value, json.dumps)
@@ -81,11 +83,6 @@ def _text(value) -> str | None:
 def _written(value, write) -> str | None:
     """None where lists stand in each other too deep to be written."""
     try:
-        return _storable(write(value))
+        return values.text(write(value))
     except RecursionError:
         return None
-
-
-def _storable(text: str) -> str:
-    """Half of a surrogate pair has no UTF-8 form and so no place in a VARCHAR: it becomes `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")

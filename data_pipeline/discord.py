@@ -18,6 +18,7 @@ from data_pipeline.trades import TOPIC, option_trade, to_float
 
 LIMIT = 2000  # characters a message may have
 QUEUE_SIZE = 1000  # messages that wait; with LIMIT at most 8 MB
+DROPS_A_LINE = 100  # messages dropped for one line in the log
 ATTEMPTS = 5
 LONGEST_PAUSE = 60.0  # seconds between two attempts, unless Discord names its own
 CHANNEL_TIME, DM_TIME = 10, 5  # seconds a request may take
@@ -149,27 +150,38 @@ class Discord:
         """
         try:
             message = confirmation(payload) if payload.get("topic") == TOPIC else payload
-            if message is not None:
-                self._queue(_Message(message_text(message), short_text(message)))
+            if message is None or not self._takes():
+                return
+            texts = _Message(message_text(message), short_text(message))
         except Exception:
             self._log.exception("no Discord message could be made of a payload")
+            return
+        with self._changed:
+            self._waiting.append(texts)
+            self._changed.notify_all()
 
-    def _queue(self, message: _Message) -> None:
+    def _takes(self) -> bool:
+        """Whether there is use and room for a message; if not, it is counted and logged.
+
+        Asked before the text is made, as that is what costs; so a few more
+        than QUEUE_SIZE may wait, at most one for each thread that sends.
+        """
         if not self._token:
             self._log.warning("DISCORD_BOT_TOKEN not set; Discord message not sent")
-        elif not self._channel_id:
+            return False
+        if not self._channel_id:
             self._log.warning("ALT_CHANNEL_OPTION_TRADES and DISCORD_CHANNEL_ID not set; Discord message not sent")
-        else:
-            with self._changed:
-                takes = len(self._waiting) < QUEUE_SIZE and not self._refused and self._deadline is None
-                if takes:
-                    self._waiting.append(message)
-                    self._changed.notify_all()
-                else:
-                    self._counts["dropped"] += 1
-            if not takes and not self._refused:  # a refusal has been logged, once
-                why = "the queue is full" if self._deadline is None else "the bridge stops"
-                self._log.warning("Discord message dropped, %s (%d so far)", why, self._counts["dropped"])
+            return False
+        with self._changed:
+            if len(self._waiting) < QUEUE_SIZE and not self._refused and self._deadline is None:
+                return True
+            self._counts["dropped"] += 1
+            dropped = self._counts["dropped"]
+        # A refusal has been logged; a flood of payloads must not become a flood of warnings.
+        if not self._refused and dropped % DROPS_A_LINE == 1:
+            why = "the queue is full" if self._deadline is None else "the bridge stops"
+            self._log.warning("Discord message dropped, %s (%d so far)", why, dropped)
+        return False
 
     def stop(self, timeout: float) -> bool:
         """Deliver what is queued for up to `timeout` seconds; True if the thread has ended by then.

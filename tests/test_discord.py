@@ -226,6 +226,7 @@ def test_send_does_not_wait_for_a_discord_that_hangs_and_what_is_too_much_is_cou
     talk, caplog, monkeypatch
 ):
     monkeypatch.setattr(discord, "QUEUE_SIZE", 20)
+    monkeypatch.setattr(discord, "DROPS_A_LINE", 10)
     service, it = talk(script(Answer(manner="hang")))
     it.send(trade())
     service.wait_for(1)
@@ -236,7 +237,7 @@ def test_send_does_not_wait_for_a_discord_that_hangs_and_what_is_too_much_is_cou
         longest = max(longest, time.monotonic() - began)
     assert longest < discord.CHANNEL_TIME / 2, "not one of them waited for the request that hangs"
     assert it.stats() == {"queued": 20, "delivered": 0, "failed": 0, "dropped": 30, "refused": 0}
-    assert caplog.text.count("message dropped, the queue is full") == 30 and "(30 so far)" in caplog.text
+    assert caplog.text.count("message dropped, the queue is full") == 3 and "(21 so far)" in caplog.text
 
 
 def test_stop_meets_its_deadline_while_a_request_hangs_and_logs_what_is_left(talk, caplog):

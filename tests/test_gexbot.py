@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline import gexbot
 from data_pipeline.gexbot import SYMBOLS, GexBotClient, GexBotError, Poller, StatusRefresher, status_pause
+from data_pipeline.validation import gex_payload
 from tests.services import Answer, Service, script, wait_until
 
 KEY = "gexbot_custom_s3cr3t/+&"
@@ -303,6 +304,17 @@ def test_every_symbol_is_delivered_as_two_payloads(asking, running):
             "payload": WINDOWS,
         }
     assert poller.stop(5) and len(got) == 12 and poller.stats() == {"done": 12, "failed": 0, "failing": 0}
+
+
+def test_what_is_delivered_passes_as_a_uw_payload(asking, running):
+    service, client = asking()
+    got = []
+    running(Poller(client, 60, got.append, ("SPX",)))
+    wait_until(lambda: len(got) == 2)
+    for payload, data in zip(got, (SUMMARY, WINDOWS)):
+        taken = gex_payload(payload, "payload", "snapshot", "gex_zero")
+        assert taken.ticker == "SPX" and taken.kind == payload["kind"] and taken.endpoint == payload["endpoint"]
+        assert taken.received_at == payload["received_at"] and json.loads(json.dumps(payload))["payload"] == data
 
 
 def test_it_polls_again_after_the_interval(asking, running):

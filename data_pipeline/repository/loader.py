@@ -21,7 +21,7 @@ log = logging.getLogger("webhook")
 BATCH = 128  # records a session
 GAP = 0.06  # s that the file is free between two sessions, however much there is to do
 CHECKPOINT_INTERVAL = 30.0  # s, at the most, between a commit and its checkpoint
-CHECKPOINT_BYTES = 16 << 20  # of write-ahead log; each opening of the file reads it
+CHECKPOINT_BYTES = 8 << 20  # of write-ahead log; each opening of the file reads it
 BUSY_WAIT = 1.0  # s to try for before it is reported
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 

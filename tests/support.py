@@ -1,0 +1,155 @@
+"""A real bridge for tests: its own process, port and data folder."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import duckdb
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RECORDINGS = ROOT / "tests" / "recordings"
+PATIENCE = 30.0  # s, for anything that is awaited; only a broken test needs them
+
+
+def eventually(condition, what: str = "", patience: float = PATIENCE):
+    """Wait for `condition()` to be truthy; returns its value."""
+    until = time.monotonic() + patience
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {patience} s: {what or condition}")
+        time.sleep(0.02)
+    return value
+
+
+def raw_exchange(port: int, request: bytes, timeout: float = PATIENCE) -> bytes:
+    """Send bytes, return every byte that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        sock.sendall(request)
+        answer = b""
+        try:
+            while part := sock.recv(65536):
+                answer += part
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def request(path: str, body: bytes, method: str = "POST", headers: str = "") -> bytes:
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{headers}"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode("latin-1") + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+class RunningBridge:
+    """`run_server.py` as systemd would start it."""
+
+    def __init__(self, data_dir: pathlib.Path, *flags: str, **environment: str):
+        self.data_dir = pathlib.Path(data_dir)
+        self.flags = flags
+        self.environment = environment
+        self.port = 0
+        self.lines: list[str] = []
+        self.process: subprocess.Popen | None = None
+        self._log = None
+
+    @property
+    def database(self) -> pathlib.Path:
+        return self.data_dir / "raw" / "gex" / "gex_history.duckdb"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    @property
+    def log_path(self) -> pathlib.Path:
+        return self.data_dir.parent / f"{self.data_dir.name}.log"
+
+    def launch(self) -> "RunningBridge":
+        """Start the process; does not wait for it to listen."""
+        known = {key: value for key, value in os.environ.items() if not key.startswith(("GEX", "DISCORD", "HISTORY"))}
+        with open(self.log_path, "ab") as log:
+            self._from = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "run_server.py"), "--port", "0", *self.flags],
+                env={**known, "TZ": "UTC", "DATA_DIR": str(self.data_dir), "DASHBOARD_URL": "http://127.0.0.1:9",
+                     **self.environment},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+            )
+        return self
+
+    def start(self) -> "RunningBridge":
+        """Start it and wait until it listens."""
+        self.launch()
+        found = eventually(self._listening, "the bridge listens")
+        self.port = int(found.group(1))
+        return self
+
+    def _listening(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"the bridge ended with {self.process.returncode}:\n{self.log}")
+        return re.search(r"Starting GEX bridge on \S+:(\d+)", self.log[self._from :])
+
+    def send(self, raw: bytes) -> bytes:
+        return raw_exchange(self.port, raw)
+
+    def post(self, path: str, payload) -> int:
+        """Post JSON; returns the status, 0 where no answer came."""
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        return status_of(self.send(request(path, body)))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and wait; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """kill -9, the server first and alone: the writer must find out by itself."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def rows(self, query: str, *parameters) -> list[tuple]:
+        """Ask the database from this process, as a notebook would while the server runs."""
+        return read(self.database, query, *parameters)
+
+    def __enter__(self) -> "RunningBridge":
+        return self.start()
+
+    def __exit__(self, *exc) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
+
+def read(database: pathlib.Path, query: str, *parameters) -> list[tuple]:
+    def attempt():
+        if not database.exists():
+            return None
+        try:
+            with duckdb.connect(str(database), read_only=True) as con:
+                return [con.execute(query, list(parameters)).fetchall()]
+        except (duckdb.IOException, duckdb.CatalogException):  # the loader has it, or has yet to make the tables
+            return None
+
+    return eventually(attempt, f"the database can be read: {query}")[0]
+
+
+def gex_payload(ticker="SPX", timestamp=1762700000, kind="snapshot", strikes=3, endpoint="gex_zero", **data) -> dict:
+    """A payload as the browser sends it."""
+    values = {
+        "timestamp": timestamp, "ticker": ticker.upper(), "spot": 5300.25, "zero_gamma": 5310.5,
+        "major_pos_vol": 5325, "major_neg_vol": 5275, "sum_gex_vol": -12.5, "sum_gex_oi": 7.25,
+        "strikes": [[5300 + 5 * n, 1.5 * n, -2.5 * n, [0.5, 1, 2, 3, n]] for n in range(strikes)],
+        "max_priors": [[5300, 1.5]] * 6, **data,
+    }
+    return {"ticker": ticker, "kind": kind, "endpoint": endpoint, "received_at": "2025-11-09T15:00:00Z", "data": values}

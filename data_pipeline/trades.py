@@ -3,6 +3,8 @@
 import json
 import math
 
+from data_pipeline import values
+
 TOPIC = "option_trades_super_algo"
 
 
@@ -28,11 +30,11 @@ def option_trade(payload: dict) -> dict | None:
     symbol = alert.get("symbol") or payload.get("symbol") or payload.get("ticker")
     row = {
         "topic": _text(payload.get("topic")),
-        "symbol": _storable(str(symbol)) if symbol else None,
-        "side": _storable(side.upper()),
-        "quantity": _int(alert.get("quantity") or payload.get("quantity") or 0),
-        "price": _float(alert.get("price") or payload.get("price") or 0),
-        "strike": _float(alert.get("strike")),
+        "symbol": _written(symbol, str) if symbol else None,
+        "side": values.text(side.upper()),
+        "quantity": to_int(alert.get("quantity") or payload.get("quantity") or 0),
+        "price": to_float(alert.get("price") or payload.get("price") or 0),
+        "strike": to_float(alert.get("strike")),
         "option_type": _text(alert.get("option_type") or alert.get("optionType")),
         "expiration": _text(alert.get("expiration") or alert.get("exp")),
         "order_type": _text(alert.get("order_type") or alert.get("orderType")),
@@ -44,12 +46,12 @@ def option_trade(payload: dict) -> dict | None:
     if payload.get("executions"):
         row["execution_status"] = "dry_run" if first.get("dry_run") else "live"
         row["broker"] = _text(first.get("broker") or first.get("venue"))
-        row["execution_qty"] = _int(first.get("quantity") or 0)
-        row["execution_price"] = _float(first.get("price") or first.get("execution_price") or 0)
+        row["execution_qty"] = to_int(first.get("quantity") or 0)
+        row["execution_price"] = to_float(first.get("price") or first.get("execution_price") or 0)
     return row
 
 
-def _int(value) -> int | None:
+def to_int(value) -> int | None:
     """As int() parses it; None where it does not, or where it has more than 64 bits."""
     try:
         number = int(value)
@@ -58,7 +60,7 @@ def _int(value) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def _float(value) -> float | None:
+def to_float(value) -> float | None:
     """As float() parses it; None where it does not, or where it is not finite."""
     try:
         number = float(value)
@@ -72,12 +74,15 @@ def _text(value) -> str | None:
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):
-        return _storable(value)
+        return values.text(value)
     if isinstance(value, (int, float)):
         return str(int(value) if isinstance(value, bool) else value)
-    return json.dumps(value)
+    return _written(value, json.dumps)
 
 
-def _storable(text: str) -> str:
-    """Half of a surrogate pair has no UTF-8 form and so no place in a VARCHAR: it becomes `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _written(value, write) -> str | None:
+    """None where lists stand in each other too deep to be written."""
+    try:
+        return values.text(write(value))
+    except RecursionError:
+        return None

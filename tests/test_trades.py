@@ -66,8 +66,26 @@ def test_null_counts_as_absent():
 
 @pytest.mark.parametrize(
     "value, number",
-    [("7", 7), (" 7 ", 7), (3.9, 3), (True, 1), ("3.9", None), (2**63, None), (-(2**63), -(2**63)), (2**63 - 1, 2**63 - 1)]
-    + [(float("nan"), None), (float("inf"), None), ("9" * 5000, None), ([1], None), ({"a": 1}, None), ("", 0), (None, 0), ([], 0)],
+    [
+        ("7", 7),
+        (" 7 ", 7),
+        (3.9, 3),
+        (True, 1),
+        ("3.9", None),
+        (2**63, None),
+        (-(2**63), -(2**63)),
+        (2**63 - 1, 2**63 - 1),
+    ]
+    + [
+        (float("nan"), None),
+        (float("inf"), None),
+        ("9" * 5000, None),
+        ([1], None),
+        ({"a": 1}, None),
+        ("", 0),
+        (None, 0),
+        ([], 0),
+    ],
 )
 def test_a_quantity_is_what_int_makes_of_it_or_null(value, number):
     assert row(alert={"quantity": value})["quantity"] == number
@@ -91,8 +109,16 @@ def test_a_strike_of_zero_stays_and_one_that_is_absent_is_null():
 
 @pytest.mark.parametrize(
     "value, text",
-    [("C", "C"), (5, "5"), (1.5, "1.5"), (True, "1"), (float("nan"), None), (float("inf"), None), (["a", 1], '["a", 1]')]
-    + [({"a": None}, '{"a": null}'), (2**70, str(2**70)), ("\ud800x", "?x"), ("é\0", "é\0"), (None, None)],
+    [
+        ("C", "C"),
+        (5, "5"),
+        (1.5, "1.5"),
+        (True, "1"),
+        (float("nan"), None),
+        (float("inf"), None),
+        (["a", 1], '["a", 1]'),
+    ]
+    + [({"a": None}, '{"a": null}'), (2**70, str(2**70)), ("\ud800x", "\\ud800x"), ("é\0", "é\0"), (None, None)],
 )
 def test_what_is_not_text_becomes_text_where_text_is_due(value, text):
     made = row(alert={"option_type": value, "exp": value, "orderType": value}, executions=[{"venue": value}])
@@ -102,7 +128,15 @@ def test_what_is_not_text_becomes_text_where_text_is_due(value, text):
 def test_a_symbol_becomes_text_as_python_writes_it():
     assert row(symbol=True)["symbol"] == "True"
     assert row(symbol=["A", 1])["symbol"] == "['A', 1]"
-    assert row(symbol="\udfff")["symbol"] == "?"
+    assert row(symbol="\udfff")["symbol"] == "\\udfff"
+
+
+def test_lists_too_deep_to_be_written_are_null():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    made = row(symbol=deep, alert={"option_type": deep})
+    assert made["symbol"] is None and made["option_type"] is None
 
 
 json_values = st.recursive(
@@ -111,8 +145,8 @@ json_values = st.recursive(
     max_leaves=4,
 )
 fields = st.sampled_from(
-    "symbol action side quantity price strike option_type optionType expiration exp order_type orderType ticker dry_run "
-    "broker venue execution_price".split()
+    "symbol action side quantity price strike option_type optionType expiration exp order_type orderType ticker "
+    "dry_run broker venue execution_price".split()
 )
 objects = st.dictionaries(fields, json_values, max_size=6)
 

@@ -105,9 +105,11 @@ class Views:
         self._pending: dict[str, tuple[TickerSnapshot, str]] = {}
 
     def restore(self, tickers: list[TickerSnapshot]) -> None:
-        """Begin with what `latest.json` said."""
+        """Begin with what `latest.json` said; a ticker whose own files are not whole gets them again."""
         for snapshot in tickers:
             self._texts[snapshot.ticker] = _entry(snapshot)
+            if not _is_whole(self.root / "gex" / folder_name(snapshot.ticker)):
+                self.update(snapshot, times.utc_now_text())
 
     def update(self, snapshot: TickerSnapshot, received: str) -> None:
         self._pending[snapshot.ticker] = (snapshot, received)
@@ -135,9 +137,20 @@ class Views:
             "updated_at": f"{received}+00:00",
             "strikes_count": len(document["all_strikes"] or ()),
         }
-        atomic.replace(folder / "snapshot.json", json.dumps(document, indent=2).encode("ascii"))
-        atomic.replace(folder / "snapshot.csv", strikes_csv(document["all_strikes"]).encode("ascii"))
-        atomic.replace(folder / "metadata.json", json.dumps(metadata, indent=2).encode("ascii"))
+        # Not made durable one by one: fsyncs are what the journal's clients wait for, and
+        # `restore` makes anew what a power cut may have emptied.
+        atomic.replace(folder / "snapshot.json", json.dumps(document, indent=2).encode("ascii"), durable=False)
+        atomic.replace(folder / "snapshot.csv", strikes_csv(document["all_strikes"]).encode("ascii"), durable=False)
+        atomic.replace(folder / "metadata.json", json.dumps(metadata, indent=2).encode("ascii"), durable=False)
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    try:
+        for name in ("snapshot.json", "metadata.json"):
+            json.loads((folder / name).read_bytes())
+        return (folder / "snapshot.csv").stat().st_size > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _entry(snapshot: TickerSnapshot) -> str:

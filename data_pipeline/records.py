@@ -9,11 +9,29 @@ A gamma-exposure record carries its ticker's whole state after the payload
 nothing that happens to another record, or to the process, changes it.
 """
 
-import functools
 import json
+import secrets
 from dataclasses import dataclass
 
 from data_pipeline.store import TickerSnapshot
+
+# Stands for the strikes while the rest of a payload is written; no client can know it.
+_STRIKES = secrets.token_hex(16)
+
+
+class lazy:
+    """An attribute made at first use.  Unlike functools.cached_property before Python 3.12 it has no lock, which
+    all records would share; made twice by two threads, it is the same."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, record, owner):
+        value = record.__dict__[self.name] = self.make(record)
+        return value
 
 
 class RecordError(Exception):
@@ -52,7 +70,7 @@ class Webhook:
     def encode(self) -> bytes:
         return _encode({"type": "uw", "at": self.at, "client": self.client, "agent": self.agent}, self.raw)
 
-    @functools.cached_property
+    @lazy
     def payload(self) -> dict:
         return json.loads(self.raw)
 
@@ -109,18 +127,18 @@ class Gex:
         }
         return _encode(line, *(part.raw for _, part in parts))
 
-    @functools.cached_property
+    @lazy
     def payload(self) -> dict:
         """The whole body."""
         return json.loads(getattr(self.state, self.kind).raw)
 
-    @functools.cached_property
+    @lazy
     def data(self) -> dict:
         """The payload's own data object."""
         key = getattr(self.state, self.kind).key
         return self.payload[key] if key else self.payload
 
-    @functools.cached_property
+    @lazy
     def loaded(self) -> TickerSnapshot:
         """The state with its data as objects."""
         data = {
@@ -130,10 +148,19 @@ class Gex:
         }
         return TickerSnapshot(**{**self.state.__dict__, **data})
 
-    @functools.cached_property
+    @lazy
+    def strikes_json(self) -> str:
+        """`json.dumps` of the strikes that the row takes, the snapshot's."""
+        return json.dumps((self.loaded.snapshot or {}).get("strikes"))
+
+    @lazy
     def data_json(self) -> str:
         """`json.dumps(data)`: needed for the depth file and, where it is ASCII, for the table."""
-        return json.dumps(self.data)
+        if self.kind != "snapshot" or "strikes" not in self.data:
+            return json.dumps(self.data)
+        # Nearly all of it are the strikes, whose text is needed by itself as well.
+        around = json.dumps({**self.data, "strikes": _STRIKES})
+        return around.replace(f'"{_STRIKES}"', self.strikes_json)
 
 
 def decode(payload: bytes) -> Webhook | Link | Gex:

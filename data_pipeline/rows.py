@@ -1,6 +1,7 @@
 """Records → rows of the tables, value by value as the original's SQLite kept them."""
 
 import json
+import re
 from dataclasses import dataclass, field
 
 from data_pipeline import times
@@ -15,21 +16,22 @@ SNAPSHOT_NUMBERS = (
     "major_neg_oi", "delta_risk_reversal",
 )
 _PLAIN = {int, float}
+_INNERMOST = re.compile(r"\[[^\[\]]*\]")  # in the text of uniform strikes: their histories
 
 
-def strikes(entries: object) -> tuple[list, ...]:
+def strikes(entries: object, written: str) -> tuple[list, ...]:
     """The strikes of a snapshot as nine columns: strike, gamma_now, vanna, 1m, 5m, 10m, 15m, 30m, history_json.
 
     Each list of ≥ 2 is one: strike, gamma, vanna (third), the first five of
     the fourth.  One whose strike is no number is left out; of the same strike
-    twice the last one counts.
+    twice the last one counts.  written: `json.dumps(entries)`.
     """
     if not isinstance(entries, list) or not entries:
         return ([],) * 9
-    return _uniform_strikes(entries) or _any_strikes(entries)
+    return _uniform_strikes(entries, written) or _any_strikes(entries)
 
 
-def _uniform_strikes(entries: list) -> tuple[list, ...] | None:
+def _uniform_strikes(entries: list, written: str) -> tuple[list, ...] | None:
     """The same, ten times as fast, for what GEXBot sends: four values each, five numbers in the fourth."""
     try:
         if set(map(type, entries)) != {list} or set(map(len, entries)) != {4}:
@@ -47,8 +49,7 @@ def _uniform_strikes(entries: list) -> tuple[list, ...] | None:
     total = sum(map(sum, columns))
     if total != total or len(set(columns[0])) != len(entries):
         return None
-    written = json.dumps(histories)[2:-2].split("], [")
-    return (*columns, [f"[{one}]" for one in written])
+    return (*columns, _INNERMOST.findall(written))
 
 
 def _any_strikes(entries: list) -> tuple[list, ...]:
@@ -104,7 +105,7 @@ class Rows:
     def _add_snapshot(self, record: Gex, view: dict, timestamp: int) -> None:
         state = record.loaded
         key = (text(record.ticker), timestamp, text(record.endpoint or state.last_endpoint or "unknown"))
-        columns = strikes((state.snapshot or {}).get("strikes"))
+        columns = strikes((state.snapshot or {}).get("strikes"), record.strikes_json)
         max_priors = view["max_priors"]
         raw = record.data_json if record.data_json.isascii() and not _escapes(record.data_json) else json_text(record.data)
         self.snapshots[key] = (

@@ -17,6 +17,7 @@ import selectors
 import signal
 import sys
 import threading
+import time
 
 from data_pipeline import atomic, config, logs
 from data_pipeline.appended import AppendedFiles
@@ -53,7 +54,17 @@ class Writer:
         depths.open()
         self.depth = DepthPersistor(depths)
         self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth)
+        sources[1].bound = self._near_the_loader
         self._reported = ""
+
+    def _near_the_loader(self) -> int:
+        """The files stay so close ahead of the loader that each record is parsed once for both.
+
+        They wait for nothing while the loader cannot work.
+        """
+        if self.loader.trouble or self.loader.position is None:
+            return self.progress.durable
+        return self.loader.position + Cache.SIZE // 2
 
     def start(self) -> None:
         for part in (self.depth, self.files, self.loader):
@@ -64,7 +75,7 @@ class Writer:
         os.set_blocking(words.fileno(), False)
         selector = selectors.DefaultSelector()
         selector.register(words, selectors.EVENT_READ)
-        buffer = b""
+        buffer, tick = b"", 0.0
         while True:
             selector.select(None if self._settled() else TICK)
             got = words.read()
@@ -76,8 +87,10 @@ class Writer:
                 if line == b"stop":
                     return self._finish(report)
                 self.progress.advance(int(line))
-            self._tidy()
-            self._say(report)
+            if time.monotonic() >= tick:
+                tick = time.monotonic() + TICK
+                self._tidy()
+                self._say(report)
 
     def _settled(self) -> bool:
         """Whether everything is done and reported, so that only a new word is worth waking for."""

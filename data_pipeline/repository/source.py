@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import threading
+from collections.abc import Callable
 
 from data_pipeline import atomic, records, times
 from data_pipeline.repository import segments
@@ -82,11 +83,15 @@ class Cache:
 
 
 class Source:
-    """One reader's end of the journal.  names_damage: whether it is the one that reports what is broken."""
+    """One reader's end of the journal.
+
+    names_damage: whether it is the one that reports what is broken.  bound:
+    the number up to which it may read now, to stay near the other reader.
+    """
 
     def __init__(self, folder: pathlib.Path, progress: Progress, cache: Cache, aside: SetAside, names_damage: bool):
         self.wait_beyond = progress.wait_beyond
-        self.skipped = 0
+        self.bound: Callable[[], int] = lambda: progress.durable
         self._folder = folder
         self._progress = progress
         self._cache = cache
@@ -103,7 +108,7 @@ class Source:
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
         found, self._raw = [], {}
-        for part in self._reader.read(self._progress.durable, most):
+        for part in self._reader.read(min(self._progress.durable, self.bound()), most):
             if isinstance(part, segments.Damage):
                 if self._names_damage:
                     self._aside.keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)

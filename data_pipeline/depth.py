@@ -130,11 +130,12 @@ class DepthPersistor:
         batch: list[DepthEvent] = []
         until = self.clock() + FLUSH_INTERVAL
         while sum(event.line is not None for event in batch) < FLUSH_EVENTS and len(batch) < QUEUE_SIZE:
+            stopping = self._stopping.is_set()
             try:
-                wait = 0 if self._stopping.is_set() else max(0.0, until - self.clock())
+                wait = 0 if stopping else max(0.0, until - self.clock())
                 event = self._queue.get(timeout=wait) if wait else self._queue.get_nowait()
             except queue.Empty:
-                return batch, self._stopping.is_set() and not batch
+                return batch, stopping and not batch
             if event is not None:
                 if not batch:
                     until = self.clock() + FLUSH_INTERVAL

@@ -217,6 +217,8 @@ class FilesWriter:
         self.views.restore(read_latest(self.root))
         while True:
             began = time.monotonic()
+            # Looked at before the step: what comes to be in between is for the next one.
+            last = self._stopping.is_set()
             try:
                 count = self._step()
             except Exception as problem:
@@ -225,9 +227,9 @@ class FilesWriter:
                 if self._stopping.wait(2.0):
                     return
                 continue
-            if count == BATCH or count and self._stopping.is_set():
+            if count == BATCH or count and last:
                 continue
-            if self._stopping.is_set():
+            if last:
                 return
             self._stopping.wait(max(0.0, began + INTERVAL - time.monotonic()))
             self.source.wait_beyond(self.position, timeout=2.0)

@@ -39,6 +39,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     """
 
     server_version = "GEXBridge/1.0"
+    # Also for what names no version: every answer has a status line.
+    default_request_version = "HTTP/1.0"
     # request body → what to do with it
     ROUTES = {"/gex": "_gex", "/gex_history_url": "_gex_history_url", "/uw": "_uw"}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import json
 import logging
 import os
 import resource
@@ -15,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from data_pipeline import __version__, config, logs
 from data_pipeline.bridge import Bridge
+from data_pipeline.discord import Discord
+from data_pipeline.gexbot import GexBotClient, Poller, StatusRefresher
 from data_pipeline.handler import GEXBridgeRequestHandler
 from data_pipeline.intake import Connection, Limits, Lounge
 from data_pipeline.repository.journal import FolderInUse
@@ -147,7 +150,14 @@ class Application:
     def __init__(self, settings: config.Settings):
         self.settings = settings
         self.repository = Repository(settings)
-        self.bridge = Bridge(self.repository)
+        self.discord = Discord(
+            settings.discord_bot_token, settings.alt_channel_option_trades or settings.discord_channel_id,
+            settings.discord_dm_user_id, settings.discord_api_url,
+        )
+        self.bridge = Bridge(self.repository, discord=self.discord)
+        self.gexbot = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
+        self.poller = Poller(self.gexbot, settings.poll_interval, self._deliver)
+        self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
         limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
         self.server = BridgeServer(
             (settings.host, settings.port), self.bridge, settings.http_workers, settings.max_connections, limits
@@ -159,13 +169,30 @@ class Application:
         self.bridge.restore(self.settings.data_dir)
         self.server.start()
         self.repository.start()
+        self.discord.start()
+        self.poller.start()
+        if self.settings.gex_status_symbols:
+            self.refresher.start()
 
     def stop(self) -> bool:
-        """Stop in order, within STOP_TIMEOUT; True if everything is flushed."""
-        until = time.monotonic() + self.settings.stop_timeout
-        answered = self.server.stop(self.settings.stop_timeout / 3)
+        """Stop in order, within STOP_TIMEOUT; True if everything is flushed.
+
+        First what brings payloads in, then what takes them; the journal and
+        what is behind it last.
+        """
+        patience = self.settings.stop_timeout
+        until = time.monotonic() + patience
+        self.poller.stop(0)
+        self.refresher.stop(0)
+        answered = self.server.stop(patience / 4)
+        self.discord.stop(patience / 4)
         flushed = self.repository.stop(max(0.2, until - time.monotonic()))
+        self.gexbot.close()
         return answered and flushed
+
+    def _deliver(self, payload: dict) -> None:
+        """What the poller fetched comes in as any webhook does."""
+        self.bridge.universal(json.dumps(payload).encode(), payload, "127.0.0.1", "GEXBotPoller")
 
 
 def serve(settings: config.Settings) -> int:

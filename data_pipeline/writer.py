@@ -56,13 +56,14 @@ class Writer:
         self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth)
         sources[1].bound = self._near_the_loader
         self._reported = ""
+        self._finishing = False
 
     def _near_the_loader(self) -> int:
         """The files stay so close ahead of the loader that each record is parsed once for both.
 
-        They wait for nothing while the loader cannot work.
+        They wait for nothing at the end, or while the loader cannot work.
         """
-        if self.loader.trouble or self.loader.position is None:
+        if self._finishing or self.loader.trouble or self.loader.position is None:
             return self.progress.durable
         return self.loader.position + Cache.SIZE // 2
 
@@ -122,6 +123,7 @@ class Writer:
     def _finish(self, report) -> int:
         """Do all that is in the journal.  The server ends this process where it takes too long."""
         patience = 3600.0
+        self._finishing = True
         self.progress.end()
         done = self.files.stop(patience) and self.depth.stop(patience)
         done = self.loader.stop(patience) and done

@@ -78,12 +78,14 @@ class Loader:
     def _run(self) -> None:
         while True:
             began = time.monotonic()
+            # Looked at before the step: what comes to be in between is for the next one.
+            last = self._stopping.is_set()
             more = self._try_step()
             if more or self.trouble:
                 time.sleep(GAP)
-            elif self._stopping.is_set() and self.safe == self.position:
+            elif last and self.safe == self.position:
                 return
-            elif not self._stopping.is_set():
+            elif not last:
                 self._stopping.wait(max(GAP, began + self.interval - time.monotonic()))
                 due = None if self.safe == self.position else max(0.0, self._checkpoint_due - time.monotonic())
                 self.source.wait_beyond(self.position, due)

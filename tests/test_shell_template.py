@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import ConfigError
@@ -236,7 +236,7 @@ def test_an_unsafe_template_is_refused_in_one_line_with_its_reason(template):
 
 
 def test_the_place_of_a_refused_placeholder_is_named():
-    with pytest.raises(ConfigError, match=r"\{url\} at character 24:"):
+    with pytest.raises(ConfigError, match=r"\{url\} at character 25:"):
         Template.parse("curl '{ticker}' \"$(curl {url})\"")
 
 
@@ -253,7 +253,7 @@ def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
     return done.stdout
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(os.environ.get('EXAMPLES','600')), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(PIECES, min_size=1, max_size=14).map("".join))
 def test_what_is_taken_does_with_any_value_what_the_plain_text_does_with_a_plain_one(tmp_path_factory, pieces):
     template = "printf '<%s>' " + pieces
@@ -261,15 +261,16 @@ def test_what_is_taken_does_with_any_value_what_the_plain_text_does_with_a_plain
         command = Template.parse(template).text
     except ConfigError:
         return
+    assume("$$" not in command and "$!" not in command)  # process ids differ from run to run
     cwd = tmp_path_factory.getbasetemp() / "empty"
     shutil.rmtree(cwd, ignore_errors=True)
     cwd.mkdir()
     for shell in SHELLS[1:]:
-        plain = _output(shell, template.format(url="Qurl", ticker="Qtick"), "", "", cwd)
-        assert _output(shell, command, "Qurl", "Qtick", cwd) == plain
+        plain = _output(shell, template.format(url=".Qurl.", ticker=".Qtick."), "", "", cwd)
+        assert _output(shell, command, ".Qurl.", ".Qtick.", cwd) == plain
         hostile = _output(shell, command, HOSTILE, HOSTILE + "2", cwd)
         assert not (cwd / "canary").exists()
-        assert hostile == plain.replace(b"Qurl", HOSTILE.encode()).replace(b"Qtick", HOSTILE.encode() + b"2")
+        assert hostile == plain.replace(b".Qurl.", HOSTILE.encode()).replace(b".Qtick.", HOSTILE.encode() + b"2")
 
 
 @settings(max_examples=500, deadline=None)

@@ -253,7 +253,7 @@ def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
     return done.stdout
 
 
-@settings(max_examples=int(os.environ.get('EXAMPLES','600')), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(PIECES, min_size=1, max_size=14).map("".join))
 def test_what_is_taken_does_with_any_value_what_the_plain_text_does_with_a_plain_one(tmp_path_factory, pieces):
     template = "printf '<%s>' " + pieces

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from data_pipeline import shell_rules
 from data_pipeline.config import ConfigError
-from data_pipeline.shell_template import SETTING, VARIABLES, Placeholder, Scanner, split
+from data_pipeline.shell_scanner import Scanner
+from data_pipeline.shell_template import SETTING, VARIABLES, Placeholder, split
 
 logger = logging.getLogger("webhook")
 
@@ -46,14 +47,12 @@ class Template:
         safe, and for what the shell says is no command.
         """
         items = split(text)
-        if any(isinstance(item, Placeholder) for item, _ in items):
+        # The operator's text alone, in which names of variables are looked for.
+        command = own = "".join(item if isinstance(item, str) else " " for item, _ in items)
+        if any(isinstance(item, Placeholder) for item, _ in items) or any(name in own for name in VARIABLES.values()):
             scanner = Scanner(items)
-            # Names of variables are looked for in the operator's text alone.
-            own = "".join(item if isinstance(item, str) else " " for item, _ in items)
             shell_rules.judge(scanner.commands, own)
             command = scanner.text
-        else:
-            command = "".join(item for item, _ in items)
         if not command.strip():
             raise ConfigError(f"{SETTING}: there is no command in it")
         _check_grammar(command)
@@ -78,7 +77,8 @@ class Template:
 
 def _check_grammar(command: str) -> None:
     """Let the shell read the command without running it."""
-    done = subprocess.run([SHELL, "-n", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    arguments = [SHELL, "-n", "-c", command]
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
         raise ConfigError(f"{SETTING}: the shell refuses it: {ascii(said)}")
@@ -131,7 +131,8 @@ class DownloadRunner:
                 self._waiting_bytes += size
                 self._wake()
                 return True
-        return self._turn_away(job_id, "dropped", "stays queued: " + ("too many are waiting" if full else "the server stops"))
+        why = "too many are waiting" if full else "the server stops"
+        return self._turn_away(job_id, "dropped", f"stays queued: {why}")
 
     def stop(self, timeout: float) -> bool:
         """Start no more children and end the thread; True if it ended within `timeout` seconds."""
@@ -229,12 +230,14 @@ class DownloadRunner:
         if code < 0:
             logger.error("History download %d was ended by signal %d", job_id, -code)
         else:
-            logger.log(logging.ERROR if code else logging.INFO, "History download %d ended with exit code %d", job_id, code)
+            level = logging.ERROR if code else logging.INFO
+            logger.log(level, "History download %d ended with exit code %d", job_id, code)
 
     def _let_go(self) -> None:
         """Leave the children that still run to themselves; init reaps them once this process is gone."""
         if self._running:
-            logger.warning("Left running: history downloads %s", _some([job_id for job_id, _ in self._running.values()]))
+            ids = [job_id for job_id, _ in self._running.values()]
+            logger.warning("Left running: history downloads %s", _some(ids))
         for pidfd, (_, child) in self._running.items():
             os.close(pidfd)
             child.returncode = 0  # or Popen would warn of a child that nobody waits for

@@ -12,26 +12,32 @@ import re
 
 from data_pipeline.shell_template import CLIENT, OPENERS, OTHER, Command, Word, refuse_word
 
-SHELLS = frozenset("sh bash rbash dash ash ksh mksh pdksh zsh csh tcsh fish yash posh elvish nu xonsh pwsh rc".split())
+SHELLS = frozenset(
+    "sh bash rbash dash ash ksh mksh pdksh zsh csh tcsh fish yash posh elvish nu xonsh pwsh rc".split()
+)
 SHELL_OPTION = re.compile(r"-[aefhlmnuvx]+|--(norc|noprofile|posix|login)?")
 
+_SCRIPT_FIRST = "node nodejs deno bun php lua luajit tclsh wish expect guile osascript groovy scala Rscript julia".split()
 # interpreter -> options that may stand before its script
 INTERPRETERS = {
     "python": re.compile(r"-[bBdEIOPqsSuvx]+"),
     "pypy": re.compile(r"-[bBdEIOPqsSuvx]+"),
     "perl": re.compile(r"-[wWtTX]+|--"),
     "ruby": re.compile(r"-[wW]|--"),
-    **dict.fromkeys("node nodejs deno bun php lua luajit tclsh wish expect guile osascript groovy scala Rscript julia".split(), re.compile("--")),
+    **dict.fromkeys(_SCRIPT_FIRST, re.compile("--")),
     # their program comes first, then data
     **dict.fromkeys("awk gawk mawk nawk".split(), re.compile(r"-F.+|--")),
 }
 # Modules of python -m that run what they are given.
-RUNNING_MODULES = frozenset("timeit pdb trace profile cProfile runpy code doctest unittest IPython asyncio".split())
+RUNNING_MODULES = frozenset(
+    "timeit pdb trace profile cProfile runpy code doctest unittest IPython asyncio".split()
+)
 
 # Programs that hand their arguments or their input to a shell, or have commands of their own.
 RUNNERS = frozenset(
-    "eval su runuser ssh rsh mosh xargs parallel watch at batch crontab script entr tmux screen systemd-run nsenter chroot"
-    " nix-shell xterm make gmake gdb lldb m4 sed ed ex vi vim nvim emacs find sqlite3 psql mysql duckdb dc gnuplot ssh-keygen".split()
+    "eval su runuser ssh rsh mosh xargs parallel watch at batch crontab script entr tmux screen systemd-run nsenter"
+    " chroot nix-shell xterm make gmake gdb lldb m4 sed ed ex vi vim nvim emacs find sqlite3 psql mysql duckdb dc"
+    " gnuplot ssh-keygen".split()
 )
 # What they read is data, as long as their arguments are the operator's.
 INPUT_IS_DATA = frozenset(("sed", "find", "make", "gmake"))
@@ -39,9 +45,10 @@ INPUT_IS_DATA = frozenset(("sed", "find", "make", "gmake"))
 RUN_BY_OTHERS = SHELLS | frozenset(INTERPRETERS) | frozenset("eval su runuser ssh xargs parallel".split())
 
 BUILTINS = frozenset(
-    ". source alias bg bind break builtin caller cd compgen complete continue coproc declare dirs disown enable exit export fc fg for"
-    " function getopts hash history jobs kill let local logout mapfile newgrp popd pushd read readarray readonly return select set"
-    " shift shopt suspend times trap type typeset ulimit umask unalias unset wait [[ case fi done esac }".split()
+    ". source alias bg bind break builtin caller cd compgen complete continue coproc declare dirs disown enable exit"
+    " export fc fg for function getopts hash history jobs kill let local logout mapfile newgrp popd pushd read"
+    " readarray readonly return select set shift shopt suspend times trap type typeset ulimit umask unalias unset wait"
+    " [[ case fi done esac }".split()
 )
 READ_INTO_A_VARIABLE = frozenset("read mapfile readarray".split())
 
@@ -66,19 +73,24 @@ WRAPPERS = {
     "toybox": ("", "", 0),
 }
 
-LONG_OPTION = re.compile("--(foreground|preserve-status|(adjustment|kill-after|signal|unset|chdir|user|group|class|classdata|timeout)=.+)")
+LONG_OPTION = re.compile(
+    "--(foreground|preserve-status|(adjustment|kill-after|signal|unset|chdir|user|group|class|classdata|timeout)=.+)"
+)
 
 # Programs known to run nothing they are given as an argument.
-PLAIN = frozenset("curl wget aria2c http https echo cat tee logger touch mkdir cp mv date basename dirname true false :".split())
+PLAIN = frozenset(
+    "curl wget aria2c http https echo cat tee logger touch mkdir cp mv date basename dirname true false :".split()
+)
 
 COMMAND_OPTION = re.compile(r"(-c|--?(command|cmd|exec|execute|eval|run|shell|rsh|init|script))(=.*)?", re.DOTALL)
 
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=", re.DOTALL)
 # Variables that shells and programs take for code, or for the place of code.
 RISKY_VARIABLE = re.compile(
-    r"PATH|IFS|ENV|SHELL|HOME|CDPATH|TMPDIR|PS[0-4]|PROMPT_COMMAND|.*EDITOR|VISUAL|.*PAGER|BROWSER|LESS.*|MAKEFLAGS|MANPATH|TERM.*"
-    r"|BASH.*|SHELLOPTS|GLOBIGNORE|FPATH|ZDOTDIR|LD_.*|DYLD_.*|GCONV_PATH|LOCPATH|NLSPATH|PYTHON.*|PERL.*|RUBY.*|NODE_.*|LUA_.*|PHP.*"
-    r"|JAVA_.*|_JAVA.*|JDK_.*|CLASSPATH|GIT_.*|SSH_.*|.*_(COMMAND|ASKPASS|OPTIONS|OPTS|PRELOAD)|GEX_.*|AWK.*|CURL_HOME|WGETRC"
+    r"PATH|IFS|ENV|SHELL|HOME|CDPATH|TMPDIR|PS[0-4]|PROMPT_COMMAND|.*EDITOR|VISUAL|.*PAGER|BROWSER|LESS.*|MAKEFLAGS"
+    r"|MANPATH|TERM.*|BASH.*|SHELLOPTS|GLOBIGNORE|FPATH|ZDOTDIR|LD_.*|DYLD_.*|GCONV_PATH|LOCPATH|NLSPATH|PYTHON.*"
+    r"|PERL.*|RUBY.*|NODE_.*|LUA_.*|PHP.*|JAVA_.*|_JAVA.*|JDK_.*|CLASSPATH|GIT_.*|SSH_.*"
+    r"|.*_(COMMAND|ASKPASS|OPTIONS|OPTS|PRELOAD)|GEX_.*|AWK.*|CURL_HOME|WGETRC"
 )
 
 
@@ -113,18 +125,22 @@ def _assignments(command: Command) -> list[tuple[str, Word]]:
 def _follow_variables(commands: list[Command], text: str) -> None:
     """Hold a variable that is given a client's value, and is used in double quotes, to the same rules as a placeholder.
 
-    Used anywhere else it would be split into words or read as code.
+    Used anywhere else it would be split into words or read as code.  A
+    NAME=value that is an argument (of env, of docker run -e) may become a
+    variable of code in the same text; there $NAME is not taken at all.
     """
-    pending = True
     followed = set()
-    while pending:
-        pending = False
-        for command in commands:
-            for name, word in _assignments(command):
-                if word.client and name not in followed:
-                    pending = True
-                    followed.add(name)
-                    _follow(name, word, commands, text)
+    while True:
+        assigned = (pair for command in commands for pair in _assignments(command))
+        name, word = next(((n, w) for n, w in assigned if w.client and n not in followed), (None, None))
+        if name is None:
+            break
+        followed.add(name)
+        _follow(name, word, commands, text)
+    for word in (word for command in commands for word in command.words if word.client):
+        match = ASSIGNMENT.match(word.value)
+        if match and match[1] not in followed and re.search(rf"\$\{{?{match[1]}(?![A-Za-z0-9_])", text):
+            refuse_word(word, f"${match[1]} is used in the same text, where it could be split or taken for code")
 
 
 def _follow(name: str, assignment: Word, commands: list[Command], text: str) -> None:
@@ -133,12 +149,15 @@ def _follow(name: str, assignment: Word, commands: list[Command], text: str) -> 
     safe = 0
     for command in commands:
         safe += sum(n == name for n, _ in _assignments(command))
+        if command.words and command.words[0].plain == "export":
+            safe += sum(word.plain == name for word in command.words[1:])
         for word in command.words + command.targets:
             if name in word.variables:
                 safe += word.variables[name]
                 word.value = word.value.replace(OTHER, CLIENT)
                 word.names = assignment.names | word.names
-    for target in (t for c in commands for t in c.targets if name in t.variables and set(t.names) != {"id"}):
+    targets = (target for command in commands for target in command.targets)
+    for target in (t for t in targets if name in t.variables and set(t.names) != {"id"}):
         refuse_word(target, f"${name} holds a client's value, which would choose the file of a redirection")
     if len(re.findall(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", text)) != safe:
         refuse_word(assignment, f"the variable {name} is used outside double quotes or in nested code; write \"${name}\"")
@@ -157,8 +176,10 @@ def _judge_command(command: Command) -> None:
 
 def _judge_words(words: list[Word], piped: bool) -> None:
     """words: a command and its arguments; piped: a client's value may come to its standard input."""
+    while words and words[0].plain in OPENERS:  # bash's time { …; }
+        words = words[1:]
     given = next((word for word in words if word.client), None)
-    if given is None and not piped:
+    if not words or given is None and not piped:
         return
     if words[0].client:
         refuse_word(words[0], "it would choose the program that is run")
@@ -168,7 +189,8 @@ def _judge_words(words: list[Word], piped: bool) -> None:
     elif name in RUNNERS:
         if given is None and name in INPUT_IS_DATA:
             return
-        refuse_word(given or words[0], f"{name} runs commands, or has some of its own, and takes its arguments and input for them")
+        why = f"{name} runs commands, or has some of its own, and takes its arguments and input for them"
+        refuse_word(given or words[0], why)
     elif name in SHELLS:
         _judge_shell(name, words, piped)
     elif _family(name) in INTERPRETERS:
@@ -187,7 +209,8 @@ def _program(word: Word) -> str:
     """The last part of the program's path."""
     name = re.split(f"[/{OTHER}]", word.value)[-1]
     if word.bare_expansion or not name or OTHER in word.value and "/" not in word.value:
-        refuse_word(word, "the name of a command that is given a value must be plain text, or a path in double quotes that ends in it")
+        why = "the name of a command that is given a value must be plain text, or a path in double quotes that ends in it"
+        refuse_word(word, why)
     return name if name in BUILTINS or name in RUNNERS else _family(name)
 
 
@@ -223,7 +246,8 @@ def _unknown_option(what: str, words: list[Word], i: int, piped: bool) -> None:
     given = next((word for word in words[i:] if word.client), None)
     if given or piped:
         option = words[i].value.replace(OTHER, "…")
-        refuse_word(given or words[i], f"after {what} {ascii(option)} it could be taken for code; put the code into a script and write {what} SCRIPT")
+        why = f"after {what} {ascii(option)} it could be taken for code; put that into a script, which takes it safely"
+        refuse_word(given or words[i], why)
 
 
 def _judge_shell(name: str, words: list[Word], piped: bool) -> None:

@@ -153,8 +153,8 @@ def test_at_most_four_run_at_once_and_the_others_wait_their_turn(tmp_path):
             wait_until(lambda: runner.stats()["running"] == min(4, 10 - finished(runner)))
             seen = max(seen, runner.stats()["running"])
             assert len(list(tmp_path.glob("started-*"))) <= finished(runner) + 4
-            os.write(gate, b"go\n")
             done = finished(runner)
+            os.write(gate, b"go\n")
             wait_until(lambda: finished(runner) > done)
         os.close(gate)
         assert seen == 4

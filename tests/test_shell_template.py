@@ -51,8 +51,11 @@ TAKEN_TOO = [
     "[ -n {url} ] && [ {ticker} = SPX ] && printf '%s\\n' {url}",
     "printf '%s' $'tab' {url}",
     '"$HOME/bin/fetch" {url}',
-    "$HOME/bin/fetch \"$GEX_URL\"",
-    "docker run --rm image fetch {url}",
+    "docker run --rm -e U={url} image fetch",
+    "U={url}; export U; sh fetch.sh",
+    "curl --data url={url} --data-urlencode ticker={ticker} http://localhost/url",
+    'curl "$GEX_URL" -o "$GEX_ID.json"',
+    "echo $(curl \"$GEX_URL\")",
     "git clone -- {url}",
 ]
 
@@ -153,6 +156,7 @@ REFUSED = {
     "timeout {id} curl x": "before the command",
     "$TOOL {url}": "must be plain text",
     "$HOME/bin/fetch {url}": "must be plain text",
+    '$HOME/bin/fetch "$GEX_URL"': "must be plain text",
     "`echo eval` {url}": "must be plain text",
     # the shell's own
     "export A={url}": "the shell's own export",
@@ -182,6 +186,16 @@ REFUSED = {
     'U={url}; echo "$(sh -c "$U")"': "outside double quotes",
     "U={url} sh -c 'curl \"$U\"'": "outside double quotes",
     'U={url}; cat < "$U"': "choose the file",
+    "U={url}; export U; sh -c 'curl $U'": "outside double quotes",
+    "U={url}; echo $((U))": "outside double quotes",
+    "env U={url} sh -c 'curl $U'": "$U is used in the same text",
+    "docker run -e U={url} image sh -c 'curl ${{U}}'": "$U is used in the same text",
+    "curl $GEX_URL": "split into words",
+    'sh -c "curl $GEX_URL"': "could be taken for code",
+    'sh -c "curl ${{GEX_URL}}"': "could be taken for code",
+    'curl x > "$GEX_TICKER"': "choose the file",
+    'echo "$GEX_URL" | sh': "read its program from a pipe",
+    "time {{ {url}; }}": "choose the program",
     # files the shell opens
     "curl x > {ticker}": "choose the file",
     "curl x >> 'out/{ticker}.json'": "choose the file",

@@ -17,7 +17,7 @@ SHELLS = frozenset(
 )
 SHELL_OPTION = re.compile(r"-[aefhlmnuvx]+|--(norc|noprofile|posix|login)?")
 
-_SCRIPT_FIRST = "node nodejs deno bun php lua luajit tclsh wish expect guile osascript groovy scala Rscript julia".split()
+_SCRIPT_FIRST = "node nodejs deno bun php lua luajit tclsh wish expect guile osascript groovy scala Rscript".split()
 # interpreter -> options that may stand before its script
 INTERPRETERS = {
     "python": re.compile(r"-[bBdEIOPqsSuvx]+"),
@@ -160,7 +160,8 @@ def _follow(name: str, assignment: Word, commands: list[Command], text: str) -> 
     for target in (t for t in targets if name in t.variables and set(t.names) != {"id"}):
         refuse_word(target, f"${name} holds a client's value, which would choose the file of a redirection")
     if len(re.findall(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", text)) != safe:
-        refuse_word(assignment, f"the variable {name} is used outside double quotes or in nested code; write \"${name}\"")
+        why = f'the variable {name} is used outside double quotes or in nested code; write "${name}"'
+        refuse_word(assignment, why)
 
 
 # Commands
@@ -209,7 +210,7 @@ def _program(word: Word) -> str:
     """The last part of the program's path."""
     name = re.split(f"[/{OTHER}]", word.value)[-1]
     if word.bare_expansion or not name or OTHER in word.value and "/" not in word.value:
-        why = "the name of a command that is given a value must be plain text, or a path in double quotes that ends in it"
+        why = "the name of a command that is given a value must be plain text, or a double-quoted path that ends in it"
         refuse_word(word, why)
     return name if name in BUILTINS or name in RUNNERS else _family(name)
 

@@ -352,7 +352,7 @@ class Scanner:
                 refuse("a $(( without its ))", opened)
             depth += (c == "(") - (c == ")")
             if isinstance(c, str) and c in "'\"\\`$#":
-                self._give_up("it comes after a $((…)) with quotes or expansions in it, which shells read differently")
+                self._give_up("it comes after a $((…)) with quotes or a $ in it, which shells read differently")
             self._take()
             if not depth:
                 break

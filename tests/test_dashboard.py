@@ -99,7 +99,9 @@ def closed_port() -> str:
         return "http://127.0.0.1:%d" % listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("status, taken", [(200, True), (202, True), (201, False), (204, False), (302, False), (404, False), (500, False)])
+@pytest.mark.parametrize(
+    "status, taken", [(200, True), (202, True), (201, False), (204, False), (302, False), (404, False), (500, False)]
+)
 def test_only_200_and_202_mean_that_the_dashboard_took_the_link(serve, status, taken):
     service = serve(answer(b"HTTP/1.1 %d X\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n" % status))
     assert Dashboard(service.url).offer("u", "T", "e") is taken

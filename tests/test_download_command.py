@@ -18,7 +18,10 @@ from data_pipeline.download_command import VALUE_LIMIT, DownloadRunner, Template
 
 SHELLS = [shell for shell in ("/bin/sh", shutil.which("dash"), shutil.which("bash")) if shell]
 # Every value in the three contexts; the builtin printf makes it one process a link.
-CONTEXTS = "printf '%s\\0' {url} 'a{url}b' \"c{url}d\" {ticker} '{ticker}' \"{ticker}\" {endpoint} 'x'{endpoint}'y' \"'{endpoint}'\""
+CONTEXTS = (
+    "printf '%s\\0' {url} 'a{url}b' \"c{url}d\" {ticker} '{ticker}' \"{ticker}\""
+    " {endpoint} 'x'{endpoint}'y' \"'{endpoint}'\""
+)
 EXTERNAL = "env " + CONTEXTS
 
 
@@ -28,10 +31,77 @@ def expected(url: str, ticker: str, endpoint: str) -> bytes:
 
 
 PARTS = (
-    ["'", '"', "`", "$", "\\", "\n", "\r", "\t", " ", ";", "&", "|", "<", ">", "(", ")", "{", "}", "*", "?", "[", "]", "~", "#", "!", "=", "%", "-"]
-    + ["$(touch canary)", "`touch canary`", "';touch canary;'", '";touch canary;"', "'\"$(touch canary)\"'", "\ntouch canary\n", "&&touch canary"]
-    + ["${GEX_URL}", "$GEX_URL", "$((1+1))", "{url}", "a[$(touch canary)]", "() { :;}; touch canary", "\\'", '\\"', "\\\\", "%s", "%n", "\\0", "\\c"]
-    + ["-n", "--", "/etc/passwd", "../", "NQ_NDX", "https://hist.gex.bot/a?b=c&d=%20", "\ud800", "\udcff", "é", "€", "😀", "\u0081", "\u2028", "\ufeff", "\x01\x02\x7f\x88"]
+    [
+        "'",
+        '"',
+        "`",
+        "$",
+        "\\",
+        "\n",
+        "\r",
+        "\t",
+        " ",
+        ";",
+        "&",
+        "|",
+        "<",
+        ">",
+        "(",
+        ")",
+        "{",
+        "}",
+        "*",
+        "?",
+        "[",
+        "]",
+        "~",
+        "#",
+        "!",
+        "=",
+        "%",
+        "-",
+    ]
+    + [
+        "$(touch canary)",
+        "`touch canary`",
+        "';touch canary;'",
+        '";touch canary;"',
+        "'\"$(touch canary)\"'",
+        "\ntouch canary\n",
+        "&&touch canary",
+    ]
+    + [
+        "${GEX_URL}",
+        "$GEX_URL",
+        "$((1+1))",
+        "{url}",
+        "a[$(touch canary)]",
+        "() { :;}; touch canary",
+        "\\'",
+        '\\"',
+        "\\\\",
+        "%s",
+        "%n",
+        "\\0",
+        "\\c",
+    ]
+    + [
+        "-n",
+        "--",
+        "/etc/passwd",
+        "../",
+        "NQ_NDX",
+        "https://hist.gex.bot/a?b=c&d=%20",
+        "\ud800",
+        "\udcff",
+        "é",
+        "€",
+        "😀",
+        "\u0081",
+        "\u2028",
+        "\ufeff",
+        "\x01\x02\x7f\x88",
+    ]
 )
 
 
@@ -40,7 +110,9 @@ def value(rng: random.Random) -> str:
     if kind < 0.7:
         return "".join(rng.choices(PARTS, k=rng.randrange(8)))
     if kind < 0.99:
-        return "".join(chr(rng.choice((rng.randrange(1, 128), rng.randrange(1, 0x11000)))) for _ in range(rng.randrange(20)))
+        return "".join(
+            chr(rng.choice((rng.randrange(1, 128), rng.randrange(1, 0x11000)))) for _ in range(rng.randrange(20))
+        )
     return "".join(rng.choices("'\"$`\\ \nab", k=rng.randrange(2000)))
 
 
@@ -86,20 +158,33 @@ def test_values_arrive_byte_for_byte_in_each_shell(shell, template, tmp_path):
     command = Template.parse(template)
     for number in range(150):
         link = (value(rng), value(rng), value(rng))
-        done = subprocess.run([shell, "-c", command.text], env=command.environment(number, *link), cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            [shell, "-c", command.text],
+            env=command.environment(number, *link),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         assert done.stdout == expected(*link)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_tildes_and_assignments_change_nothing(shell, tmp_path):
-    command = Template.parse("A={url} B=x:{ticker} C=~{endpoint}; printf '%s\\0' \"$A\" \"$B\" \"$C\" ~{ticker}")
-    done = subprocess.run([shell, "-c", command.text], env=command.environment(1, "~root", "~/x *", "root"), stdout=subprocess.PIPE, check=True)
+    command = Template.parse('A={url} B=x:{ticker} C=~{endpoint}; printf \'%s\\0\' "$A" "$B" "$C" ~{ticker}')
+    done = subprocess.run(
+        [shell, "-c", command.text],
+        env=command.environment(1, "~root", "~/x *", "root"),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     assert done.stdout == b"~root\0x:~/x *\0~root\0~~/x *\0"
 
 
 def test_the_largest_values_arrive_and_larger_ones_are_logged_and_not_run(tmp_path, caplog):
-    with running("env printf '%s' {url} > out-{id}; printf '%s' '{ticker}' \"{endpoint}\" >> out-{id}", tmp_path) as runner:
+    with running(
+        "env printf '%s' {url} > out-{id}; printf '%s' '{ticker}' \"{endpoint}\" >> out-{id}", tmp_path
+    ) as runner:
         largest = "é" * (VALUE_LIMIT // 2)
         assert runner.submit(1, largest, largest, largest)
         assert not runner.submit(2, "secret" + largest, "T", "e")
@@ -119,22 +204,36 @@ def test_the_environment_says_which_value_does_not_fit():
 
 
 def test_a_child_has_its_own_session_no_input_and_the_projects_folder(tmp_path):
-    script = "import os, sys; print(os.getsid(0) == os.getpid() or os.getsid(0) == os.getppid(), sys.stdin.read() == '', os.getcwd(), sorted(map(int, os.listdir('/proc/self/fd')))[:-1])"
+    script = (
+        "import os, sys\n"
+        "print(os.getsid(0) in (os.getpid(), os.getppid()), sys.stdin.read() == '', os.getcwd())\n"
+        "print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1])\n"
+    )
     (tmp_path / "look.py").write_text(script)
     with running(f"{sys.executable} look.py > out-{{id}}", tmp_path) as runner:
         runner.submit(1, "u", "T", "e")
         wait_until(lambda: finished(runner) == 1)
-    assert (tmp_path / "out-1").read_text() == f"True True {tmp_path} [0, 1, 2]\n"
+    assert (tmp_path / "out-1").read_text() == f"True True {tmp_path}\n[0, 1, 2]\n"
 
 
 def test_exit_codes_and_signals_are_logged_and_children_reaped(tmp_path, caplog):
     caplog.set_level(logging.INFO, "webhook")
-    with running("[ {url} = ok ] || [ {url} = bad ] && exit 0; [ {url} = bad2 ] && exit 7; kill -9 $$ # {id}", tmp_path) as runner:
+    with running(
+        "[ {url} = ok ] || [ {url} = bad ] && exit 0; [ {url} = bad2 ] && exit 7; kill -9 $$ # {id}", tmp_path
+    ) as runner:
         runner.submit(1, "ok", "T", "e")
         runner.submit(2, "bad2", "T", "e")
         runner.submit(3, "killed", "T", "e")
         wait_until(lambda: finished(runner) == 3)
-        assert runner.stats() == {"started": 3, "succeeded": 1, "failed": 2, "refused": 0, "dropped": 0, "waiting": 0, "running": 0}
+        assert runner.stats() == {
+            "started": 3,
+            "succeeded": 1,
+            "failed": 2,
+            "refused": 0,
+            "dropped": 0,
+            "waiting": 0,
+            "running": 0,
+        }
     assert "History download 1 ended with exit code 0" in caplog.text
     assert "History download 2 ended with exit code 7" in caplog.text
     assert "History download 3 was ended by signal 9" in caplog.text
@@ -163,7 +262,9 @@ def test_at_most_four_run_at_once_and_the_others_wait_their_turn(tmp_path):
 
 def test_a_stop_starts_no_more_leaves_what_runs_and_names_what_was_not_started(tmp_path, caplog):
     os.mkfifo(tmp_path / "gate")
-    runner = DownloadRunner(Template.parse("echo $$ > pid-{id}; read -r x < gate; echo done > done-{id}"), tmp_path, at_once=1)
+    runner = DownloadRunner(
+        Template.parse("echo $$ > pid-{id}; read -r x < gate; echo done > done-{id}"), tmp_path, at_once=1
+    )
     runner.start()
     for number in (1, 2, 3):
         assert runner.submit(number, "u", "T", "e")
@@ -216,10 +317,16 @@ def test_the_output_of_a_command_holds_no_pipe_of_the_server_open(tmp_path):
     """A service manager that reads the server's output to its end must not wait for a download."""
     code = (
         "import pathlib, sys, time\nfrom data_pipeline.download_command import DownloadRunner, Template\n"
-        "cwd = pathlib.Path(sys.argv[1])\nrunner = DownloadRunner(Template.parse('echo $$ > pid-{id}; echo noise; exec sleep 60'), cwd)\n"
+        "cwd = pathlib.Path(sys.argv[1])\ntemplate = Template.parse('echo $$ > pid-{id}; echo noise; exec sleep 60')\n"
+        "runner = DownloadRunner(template, cwd)\n"
         "runner.start(); runner.submit(1, 'u', 'T', 'e')\n"
         "while not (cwd / 'pid-1').exists() or not (cwd / 'pid-1').read_text(): time.sleep(0.01)\nrunner.stop(5)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=30,
+    )
     os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
     assert done.returncode == 0 and b"noise" not in done.stdout and b"Traceback" not in done.stdout

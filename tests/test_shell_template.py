@@ -24,7 +24,7 @@ TAKEN = {
     "echo ~{ticker} ~/{ticker}": 'echo ~"${GEX_TICKER}" ~/"${GEX_TICKER}"',
     "URL={url} sh fetch.sh": 'URL="${GEX_URL}" sh fetch.sh',
     'URL={url}; curl "$URL" > out-{id}': 'URL="${GEX_URL}"; curl "$URL" > out-"${GEX_ID}"',
-    "curl {url} # don't {ticker}": "curl \"${GEX_URL}\" # don't {ticker}",
+    "curl {url} # don't {ticker}": 'curl "${GEX_URL}" # don\'t {ticker}',
     "cat <<EOF | curl -d @- {url}\nhello\nEOF": 'cat <<EOF | curl -d @- "${GEX_URL}"\nhello\nEOF',
     "curl \\\n  {url}": 'curl \\\n  "${GEX_URL}"',
     "(cd data && curl -O {url}) 2>&1": '(cd data && curl -O "${GEX_URL}") 2>&1',
@@ -55,7 +55,7 @@ TAKEN_TOO = [
     "U={url}; export U; sh fetch.sh",
     "curl --data url={url} --data-urlencode ticker={ticker} http://localhost/url",
     'curl "$GEX_URL" -o "$GEX_ID.json"',
-    "echo $(curl \"$GEX_URL\")",
+    'echo $(curl "$GEX_URL")',
     "git clone -- {url}",
 ]
 
@@ -171,8 +171,8 @@ REFUSED = {
     "[ -v {url} ]": "only -n, -z, = and !=",
     "printf {url}": "its format",
     "printf -v {ticker} x": "its format",
-    "f() {{ eval \"$1\"; }}; f {url}": "function",
-    "function f {{ eval \"$1\"; }}; f {url}": "function",
+    'f() {{ eval "$1"; }}; f {url}': "function",
+    'function f {{ eval "$1"; }}; f {url}': "function",
     "a=({url})": "function or an array",
     "case {url} in x) true;; esac": "case",
     'curl "x$(case a in a) echo {url};; esac)"': "case",
@@ -255,15 +255,63 @@ def test_the_place_of_a_refused_placeholder_is_named():
 
 
 PIECES = st.sampled_from(
-    ["{url}", "{ticker}", "'", '"', "\\", " ", "  ", "a", "-", "=", "$X", "${{X}}", "$(echo r s)", "`echo t u`", "$((1+2))", "#", "~", "*", "?"]
-    + ["\n", "\\\n", ";", "|", "&", "(", ")", "<", ">", "<<E\n", "{{", "}}", "$", "!", "; printf '<%s>' ", " | cat ", "$'", "A=", "if ", "E\n"]
+    [
+        "{url}",
+        "{ticker}",
+        "'",
+        '"',
+        "\\",
+        " ",
+        "  ",
+        "a",
+        "-",
+        "=",
+        "$X",
+        "${{X}}",
+        "$(echo r s)",
+        "`echo t u`",
+        "$((1+2))",
+        "#",
+        "~",
+        "*",
+        "?",
+    ]
+    + [
+        "\n",
+        "\\\n",
+        ";",
+        "|",
+        "&",
+        "(",
+        ")",
+        "<",
+        ">",
+        "<<E\n",
+        "{{",
+        "}}",
+        "$",
+        "!",
+        "; printf '<%s>' ",
+        " | cat ",
+        "$'",
+        "A=",
+        "if ",
+        "E\n",
+    ]
 )
 HOSTILE = "'\"`touch canary`$(touch canary)\\;touch canary\n*~ $X ${X} |touch canary&#\\"
 
 
 def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
     env = {"PATH": os.environ["PATH"], "X": "x y", "GEX_URL": url, "GEX_TICKER": ticker}
-    done = subprocess.run([shell, "-c", command], env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [shell, "-c", command],
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     return done.stdout
 
 

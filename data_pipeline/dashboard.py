@@ -143,7 +143,12 @@ class Exchange:
 
     def run(self, limit: float) -> int:
         """The answer's status.  Raises Unreachable, or what http.client raises for an answer that is none."""
-        threading.Thread(target=self._work, name="DashboardOffer", daemon=True).start()
+        thread = threading.Thread(target=self._work, name="DashboardOffer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            self._finished()
+            raise
         if not self._done.wait(limit):
             self._late = True
             self._cut()

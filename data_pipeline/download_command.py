@@ -192,7 +192,7 @@ class DownloadRunner:
                 self._waiting_bytes -= size
             try:
                 pidfd, child = self._spawn(job_id, values)
-            except OSError as problem:
+            except (OSError, ValueError, subprocess.SubprocessError) as problem:
                 self._count("failed")
                 logger.error("History download %d could not be started: %s", job_id, type(problem).__name__)
                 continue

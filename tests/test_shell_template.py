@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import ConfigError
@@ -254,17 +254,13 @@ def test_the_place_of_a_refused_placeholder_is_named():
         Template.parse("curl '{ticker}' \"$(curl {url})\"")
 
 
+# The more often a piece is named, the more often it comes: places for values are what is looked for.
+# (A lone & is left out: what runs in the background prints in any order.)
 PIECES = st.sampled_from(
-    [
-        "{url}",
-        "{ticker}",
-        "'",
-        '"',
-        "\\",
-        " ",
-        "  ",
+    ["{url}", "{ticker}", "x{url}y"] * 6
+    + ["'", '"', " ", "; printf '<%s>' "] * 4
+    + [
         "a",
-        "-",
         "=",
         "$X",
         "${{X}}",
@@ -275,29 +271,13 @@ PIECES = st.sampled_from(
         "~",
         "*",
         "?",
-    ]
-    + [
         "\n",
-        "\\\n",
-        ";",
-        "|",
-        "&",
-        "(",
-        ")",
-        "<",
-        ">",
-        "<<E\n",
-        "{{",
-        "}}",
-        "$",
-        "!",
-        "; printf '<%s>' ",
+        " \\\n",
+        "\\a",
         " | cat ",
-        "$'",
-        "A=",
-        "if ",
-        "E\n",
     ]
+    * 2
+    + ["\\", "\\\n", "-", ";", "|", "&&", "(", ")", "<", ">", "<<E\n", "{{", "}}", "$", "!", "$'", "A=", "if ", "E\n"]
 )
 HOSTILE = "'\"`touch canary`$(touch canary)\\;touch canary\n*~ $X ${X} |touch canary&#\\"
 
@@ -315,15 +295,15 @@ def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
     return done.stdout
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(PIECES, min_size=1, max_size=14).map("".join))
 def test_what_is_taken_does_with_any_value_what_the_plain_text_does_with_a_plain_one(tmp_path_factory, pieces):
     template = "printf '<%s>' " + pieces
     try:
         command = Template.parse(template).text
     except ConfigError:
-        return
-    assume("$$" not in command and "$!" not in command)  # process ids differ from run to run
+        reject()
+    assume("GEX_" in command and "$$" not in command and "$!" not in command)  # process ids differ from run to run
     cwd = tmp_path_factory.getbasetemp() / "empty"
     shutil.rmtree(cwd, ignore_errors=True)
     cwd.mkdir()

@@ -15,6 +15,7 @@ from data_pipeline import __version__, config
 # subcommand -> module of data_pipeline.commands
 COMMANDS = {
     "serve": "serve",
+    "migrate": "migrate",
 }
 
 

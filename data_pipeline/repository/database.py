@@ -109,11 +109,12 @@ class Database:
 
 def last_id(con, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
-    (value,) = con.execute(
+    # fetchall, here and below: after fetchone DuckDB calls the result unfinished and refuses `register`.
+    ((value,),) = con.execute(
         f"SELECT greatest(coalesce((SELECT last_id FROM bridge_ids WHERE table_name = ?), 0),"
         f" coalesce((SELECT max(id) FROM {table}), 0))",
         [table],
-    ).fetchone()
+    ).fetchall()
     return value
 
 
@@ -124,8 +125,8 @@ def note_last_id(con, table: str, value: int) -> None:
 
 def position(con, journal: str) -> int:
     """The last record of that journal that is in the tables; 0 for none."""
-    row = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchone()
-    return row[0] if row else 0
+    rows = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
+    return rows[0][0] if rows else 0
 
 
 def note_position(con, journal: str, value: int) -> None:

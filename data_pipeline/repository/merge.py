@@ -1,0 +1,146 @@
+"""Rows from elsewhere into the live tables, a batch at a time, and the proof that they are there.
+
+A checksum of a column is the sum over all rows of a hash of the row's key and
+the column's value, modulo 2**64: it does not depend on the order of the rows,
+adds up over batches, and tells values that changed places.
+"""
+
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute
+
+from data_pipeline.repository import schema
+
+
+class Different(Exception):
+    """What is in the table is not what was put there; the text names table and columns."""
+
+
+@dataclass
+class Sums:
+    """How many rows, and the checksum of each column (see above)."""
+
+    rows: int = 0
+    columns: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        names = {**self.columns, **other.columns}
+        added = {n: (self.columns.get(n, 0) + other.columns.get(n, 0)) % 2**64 for n in names}
+        return Sums(self.rows + other.rows, added)
+
+    def differs_from(self, other: "Sums") -> list[str]:
+        """Names of the columns that differ, and `rows`."""
+        names = {**self.columns, **other.columns}
+        differing = [n for n in names if self.columns.get(n, 0) != other.columns.get(n, 0)]
+        return ["rows"] * (self.rows != other.rows) + differing
+
+
+@dataclass
+class Outcome:
+    """What became of a batch: how many rows are new, were there already, and three tables of rows.
+
+    mine: what this batch inserted or put in place of other rows; lost: rows of
+    the batch that gave way, with `why`; replaced: rows of the live table that
+    did.  stays and gives_way are the sums of the batch's rows that must now
+    be in the table, and of those lost; found are the sums of the rows that
+    are there under the former's keys.
+    """
+
+    new: int
+    same: int
+    mine: pa.Table
+    lost: pa.Table
+    replaced: pa.Table
+    stays: Sums
+    gives_way: Sums
+    found: Sums
+
+
+def sums(con, relation: str, table: str) -> Sums:
+    """Of the rows of `relation` (SQL that has the columns of `table`)."""
+    names = schema.columns(table)
+    each = ", ".join(f"coalesce(sum(hash(row_key, {n})), 0)" for n in names)
+    keyed = f"SELECT *, hash({', '.join(schema.KEYS[table])}) AS row_key FROM {relation}"
+    ((rows, *totals),) = con.execute(f"SELECT count(*), {each} FROM ({keyed})").fetchall()
+    return Sums(rows, {n: int(t) % 2**64 for n, t in zip(names, totals)})
+
+
+def put(con, table: str, batch: pa.Table, prefer: str) -> Outcome:
+    """Begin a transaction and put the rows of `batch` into `table`; the caller commits.
+
+    Where another row has the key already, `prefer` says which one is kept:
+    `old` is the batch's, `new` the one that is there.  Of rows of the batch
+    that share a key the last is kept.  Raises Different, rolled back.
+    """
+    con.register("batch", batch)
+    con.begin()
+    try:
+        con.execute(f"INSERT INTO {table} SELECT * FROM batch")
+        nothing = batch.slice(0, 0)
+        outcome = Outcome(len(batch), 0, batch, nothing, nothing, Sums(), Sums(), Sums())
+        con.register("staying", batch)
+    except duckdb.ConstraintException:
+        con.rollback()
+        con.begin()
+        outcome = _put_among_others(con, table, batch, prefer)
+    outcome.stays = sums(con, "staying", table)
+    outcome.found = sums(con, f"{_near(table, batch)} SEMI JOIN staying USING ({_keys(table)})", table)
+    if differing := outcome.stays.differs_from(outcome.found):
+        con.rollback()
+        raise Different(f"{table}: {', '.join(differing)}")
+    return outcome
+
+
+def fates(con, table: str, batch: pa.Table) -> pa.Table:
+    """The batch with a column `fate`: new, same, differs (from the row in the table), or again (in the batch)."""
+    con.register("numbered", batch.append_column("row_number", pa.array(range(len(batch)), pa.int64())))
+    names, keys = schema.columns(table), schema.KEYS[table]
+    same = " AND ".join(f"live.{n} IS NOT DISTINCT FROM b.{n}" for n in names)
+    return con.execute(
+        f"SELECT b.* EXCLUDE (row_number, is_again), CASE WHEN is_again THEN 'again'"
+        f" WHEN live.{keys[0]} IS NULL THEN 'new' WHEN {same} THEN 'same' ELSE 'differs' END AS fate"
+        f" FROM (SELECT *, row_number() OVER (PARTITION BY {_keys(table)} ORDER BY row_number DESC) > 1 AS is_again"
+        f" FROM numbered) b LEFT JOIN {_near(table, batch)} live USING ({_keys(table)}) ORDER BY b.row_number"
+    ).to_arrow_table()
+
+
+def _put_among_others(con, table: str, batch: pa.Table, prefer: str) -> Outcome:
+    con.register("fated", fates(con, table, batch))
+    wins, loses = ("'new', 'differs'", "'again'") if prefer == "old" else ("'new'", "'again', 'differs'")
+    chosen = "SELECT * EXCLUDE (fate) FROM fated WHERE fate IN"
+    mine = con.execute(f"{chosen} ({wins})").to_arrow_table()
+    lost = con.execute(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
+    replaced = con.execute(
+        f"SELECT live.* FROM {_near(table, batch)} live SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})"
+        + ("" if prefer == "old" else " LIMIT 0")
+    ).to_arrow_table()
+    con.register("mine", mine)
+    con.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM mine")
+    con.register("staying", con.execute(f"{chosen} ({wins}, 'same')").to_arrow_table())
+    con.register("lost", lost)
+    counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
+    return Outcome(
+        counts.get("new", 0), counts.get("same", 0), mine, lost, replaced, Sums(), sums(con, "lost", table), Sums()
+    )
+
+
+def take_back(con, table: str, mine: pa.Table, replaced: pa.Table) -> None:
+    """Undo `put`: within the caller's transaction, and only rows that are still as they were put."""
+    con.register("mine", mine)
+    con.register("replaced", replaced)
+    same = " AND ".join(f"{table}.{n} IS NOT DISTINCT FROM mine.{n}" for n in schema.columns(table))
+    con.execute(f"DELETE FROM {table} USING mine WHERE {same}")
+    con.execute(f"INSERT INTO {table} SELECT * FROM replaced ON CONFLICT DO NOTHING")
+
+
+def _keys(table: str) -> str:
+    return ", ".join(schema.KEYS[table])
+
+
+def _near(table: str, batch: pa.Table) -> str:
+    """The table's rows between the batch's lowest and highest time or id: DuckDB skips the rest of a long table."""
+    column = "id" if table in schema.TABLES_WITH_IDS else "timestamp"
+    bounds = pa.compute.min_max(batch.column(column))
+    return f"(SELECT * FROM {table} WHERE {column} BETWEEN {int(bounds['min'].as_py())} AND {int(bounds['max'].as_py())})"

@@ -16,6 +16,7 @@ from data_pipeline import __version__, config
 COMMANDS = {
     "serve": "serve",
     "migrate": "migrate",
+    "export-sqlite": "export_sqlite",
 }
 
 

@@ -165,6 +165,8 @@ class Migration:
             batch, others = legacy.split_by_utf8(batch)
             yield batch
             yield from self._fitted(table, [(None, row) for row in others])
+        if self.results[table].rows == bar.total:
+            return  # all were clean: spare the second look at the whole file
         pending = []
         for pair in source.loose(table):
             self.results[table].rows += 1

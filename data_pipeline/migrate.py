@@ -15,15 +15,18 @@ What does not fit our tables, and what lost against another row, is in the
 report: JSON lines, each a row or a value with the reason.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
+import functools
+import itertools
 import json
+import operator
 import os
 import pathlib
 import secrets
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import duckdb
@@ -34,9 +37,13 @@ from data_pipeline import atomic, legacy
 from data_pipeline.repository import database, merge, schema
 from data_pipeline.repository.merge import Sums
 
-# Two of DuckDB's row groups: it then writes them straight into the file.  A session takes about half a second.
-BATCH_ROWS = 2 * 122_880
-BATCH_BYTES = 64 << 20
+# One of DuckDB's row groups: it then writes them straight into the file.
+BATCH_ROWS = 122_880
+BATCH_BYTES = 32 << 20
+
+# A session takes about half a second.  Several transactions at once: DuckDB keeps a table's keys with one thread each.
+BATCHES_AT_ONCE = 3
+SESSION_ROWS = BATCHES_AT_ONCE * BATCH_ROWS
 
 # Long enough for the server, which looks every 20 ms, to get in between two sessions.
 PAUSE = 0.06
@@ -126,9 +133,9 @@ class Migration:
         """A dry run: read everything, compare with what the target has, write nothing but a report that was asked for."""
         database.refuse_foreign_file(self.target)
         with contextlib.closing(self.report), legacy.open_file(self.old, self.folder / "copy") as source:
-            for table, batches in self._read(source):
-                for batch in batches:
-                    self._look_at(table, pa.Table.from_batches([batch]))
+            self.not_ours = source.others
+            for table in source.tables:
+                self._read(source, table, functools.partial(self._look_at, table))
         return self.results
 
     def run(self) -> dict[str, TableResult]:
@@ -145,18 +152,21 @@ class Migration:
 
     # 1. Read
 
-    def _read(self, source):
-        """Yield (table, its batches); counts and report come as they are read."""
-        self.not_ours = source.others
-        for table in schema.TABLES:
-            if table not in source.tables:
-                continue
-            result, counted = TableResult(), source.count(table)
-            self.results[table] = result
-            with self._bar(f"reading {table}", counted) as bar:
-                yield table, _gathered(self._fitting(source, table, bar))
-            if result.rows != counted:
-                raise MigrationError(f"{table}: {counted} rows counted, {result.rows} read; nothing was changed")
+    def _read(self, source, table: str, use, plain: bool = False):
+        """What `use` makes of the table's batches; counts and report come as they are read."""
+        result, counted = TableResult(), source.count(table)
+        self.results[table] = result
+        with self._bar(f"reading {table}", counted) as bar:
+            used = use(_gathered(self._plain(source, table, bar) if plain else self._fitting(source, table, bar)))
+        if result.rows != counted:
+            raise MigrationError(f"{table}: {counted} rows counted, {result.rows} read; nothing was changed")
+        return used
+
+    def _plain(self, source, table: str, bar):
+        for batch in source.plain(table):
+            self.results[table].rows += len(batch)
+            bar.update(len(batch))
+            yield batch
 
     def _fitting(self, source, table: str, bar):
         for batch in source.clean(table):
@@ -197,14 +207,17 @@ class Migration:
         if good:
             yield pa.RecordBatch.from_pylist(good, legacy.arrow_schema(table))
 
-    def _look_at(self, table: str, batch: pa.Table) -> None:
-        result = self.results[table]
-        counts = {"new": len(batch)}
-        if self.target.exists():
-            with self._database.session(wait=self.wait, checkpoint=False) as con:
-                con.register("fated", merge.fates(con, table, batch))
-                counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
-            time.sleep(PAUSE)
+    def _look_at(self, table: str, batches) -> None:
+        for batch in batches:
+            counts = {"new": len(batch)}
+            if self.target.exists():
+                with self._database.session(wait=self.wait, checkpoint=False) as con:
+                    con.register("fated", merge.fates(con, table, pa.Table.from_batches([batch])))
+                    counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
+                time.sleep(PAUSE)
+            self._count(self.results[table], counts)
+
+    def _count(self, result: TableResult, counts: dict[str, int]) -> None:
         result.new += counts.get("new", 0)
         result.same += counts.get("same", 0)
         differing = counts.get("differs", 0)
@@ -216,9 +229,16 @@ class Migration:
     def _stage(self) -> None:
         before = legacy.fingerprint(self.old)
         with legacy.open_file(self.old, self.folder / "copy") as source:
+            sums = {}
             last_ids = {t: source.last_id(t) for t in schema.TABLES_WITH_IDS if t in source.tables}
-            for table, batches in self._read(source):
-                self.results[table].source = _write_stage(self._staged(table), table, batches)
+            self.not_ours = source.others
+            for table in source.tables:
+                write = functools.partial(_write_stage, self._staged(table), table)
+                try:
+                    sums[table] = self._read(source, table, write, plain=True)
+                except legacy.NotPlain:
+                    sums[table] = self._read(source, table, write)
+                self.results[table].source = sum(sums[table], Sums())
         self.report.sync()
         for table, result in self.results.items():
             found = _sums_of_stage(self._staged(table), table)
@@ -233,6 +253,7 @@ class Migration:
             "last_ids": last_ids,
             "not_ours": self.not_ours,
             "tables": {t: asdict(r) for t, r in self.results.items()},
+            "batches": {t: [asdict(s) for s in each] for t, each in sums.items()},
         }
         atomic.replace(self.folder / "plan.json", json.dumps(self._plan).encode())
 
@@ -275,12 +296,19 @@ class Migration:
             # First of all: from now on nobody gives out an id that is about to come in.
             for table, last in self._plan["last_ids"].items():
                 database.note_last_id(con, table, max(last, database.last_id(con, table)))
+        rows = sum(r.source.rows for r in self.results.values())
         try:
+            with self._bar("moving", rows) as bar, ThreadPoolExecutor(BATCHES_AT_ONCE, "migrate") as pool:
+                for batches in self._sessions():
+                    with self._database.session(wait=self.wait) as con:
+                        # Each in a transaction of its own; where one has a key that is there already, it waits
+                        # for the others.
+                        done = list(pool.map(lambda batch: self._move_new(con, *batch), batches))
+                        for batch in itertools.compress(batches, map(operator.not_, done)):
+                            self._move_among_others(con, *batch)
+                    bar.update(sum(len(batch) for _, _, batch in batches))
+                    time.sleep(PAUSE)
             for table, result in self.results.items():
-                with self._bar(f"moving {table}", result.source.rows) as bar:
-                    for number, batch in _stage_batches(self._staged(table)):
-                        self._move_batch(table, number, batch)
-                        bar.update(len(batch))
                 self._add_up(table)
                 if not result.is_proven:
                     raise merge.Different(table)
@@ -288,19 +316,53 @@ class Migration:
             self._take_back()
             raise MigrationError(f"what is in the database differs ({problem}); all was taken back") from problem
 
-    def _move_batch(self, table: str, number: int, batch: pa.Table) -> None:
-        with self._database.session(wait=self.wait) as con:
-            if database.position(con, self._journal(table)) > number:
-                return
-            outcome = merge.put(con, table, batch, self.prefer)
+    def _sessions(self):
+        """Yield lists of (table, number, batch): what is moved in one session."""
+        held, rows = [], 0
+        for table in self.results:
+            for number, batch in _stage_batches(self._staged(table)):
+                if held and rows + len(batch) > SESSION_ROWS:
+                    yield held
+                    held, rows = [], 0
+                held.append((table, number, batch))
+                rows += len(batch)
+        yield held
+
+    def _move_new(self, con, table: str, number: int, batch: pa.Table) -> bool:
+        """Whether the batch is in the tables now; if not, nothing of it is."""
+        with con.cursor() as own:
+            if self._is_moved(own, table, number):
+                return True
+            outcome = merge.put_new(own, table, batch, self._expected(table, number))
             try:
-                self._remember(table, number, batch, outcome)
-                database.note_position(con, self._journal(table), number + 1)
-                con.commit()
-            except BaseException:
-                con.rollback()
-                raise
-        time.sleep(PAUSE)
+                return outcome is not None and self._commit(own, table, number, batch, outcome)
+            except (duckdb.ConstraintException, duckdb.TransactionException):
+                return False
+
+    def _move_among_others(self, con, table: str, number: int, batch: pa.Table) -> None:
+        outcome = merge.put_among_others(con, table, batch, self._expected(table, number), self.prefer)
+        self._commit(con, table, number, batch, outcome)
+
+    def _expected(self, table: str, number: int) -> Sums:
+        return Sums(**self._plan["batches"][table][number])
+
+    def _is_moved(self, con, table: str, number: int) -> bool:
+        return database.position(con, self._journal(table, number)) > 0
+
+    def _journal(self, table: str = "", number: int | str = "") -> str:
+        """In the table of the journals, beside the server's: position 1 says that the batch is in."""
+        return f"migrate:{self._plan['token']}:{table}:{number}" if table else f"migrate:{self._plan['token']}:"
+
+    def _commit(self, con, table: str, number: int, batch: pa.Table, outcome: merge.Outcome) -> bool:
+        try:
+            self._remember(table, number, batch, outcome)
+            database.note_position(con, self._journal(table, number), 1)
+            con.commit()
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                con.rollback()  # a commit that failed has rolled back already
+            raise
+        return True
 
     def _remember(self, table: str, number: int, batch: pa.Table, outcome: merge.Outcome) -> None:
         """Before the commit: the report of the rows that go, and what `_take_back` and `_add_up` need."""
@@ -315,7 +377,7 @@ class Migration:
             _write_table(self.folder / f"{table}.{number}.replaced", outcome.replaced)
         counts = {
             "new": outcome.new, "same": outcome.same, "lost": len(outcome.lost), "replaced": len(outcome.replaced),
-            "gave_way": asdict(outcome.gives_way), "moved": asdict(outcome.found), "report_lines": self.report.lines,
+            "gave_way": asdict(outcome.gave_way), "moved": asdict(outcome.found), "report_lines": self.report.lines,
         }
         atomic.replace(self.folder / f"{table}.{number}.json", json.dumps(counts).encode(), durable=False)
 
@@ -333,13 +395,13 @@ class Migration:
         for table in reversed(self.results):
             for number, batch in reversed(list(_stage_batches(self._staged(table)))):
                 with self._database.session(wait=self.wait) as con:
-                    if database.position(con, self._journal(table)) <= number:
+                    if not self._is_moved(con, table, number):
                         continue
                     mine = self.folder / f"{table}.{number}.mine"
                     replaced = _read_table(mine.with_suffix(".replaced")) if mine.exists() else batch.slice(0, 0)
                     con.begin()
                     merge.take_back(con, table, _read_table(mine) if mine.exists() else batch, replaced)
-                    database.note_position(con, self._journal(table), number)
+                    database.note_position(con, self._journal(table, number), 0)
                     con.commit()
                 time.sleep(PAUSE)
         self._finish()
@@ -348,11 +410,8 @@ class Migration:
         # Without the plan the folder is only litter, which the next run removes.
         (self.folder / "plan.json").unlink()
         with self._database.session(wait=self.wait) as con:
-            con.execute("DELETE FROM bridge_journal WHERE starts_with(journal, ?)", [self._journal("")])
+            con.execute("DELETE FROM bridge_journal WHERE starts_with(journal, ?)", [self._journal()])
         shutil.rmtree(self.folder)
-
-    def _journal(self, table: str) -> str:
-        return f"migrate:{self._plan['token']}:{table}"
 
     def _bar(self, title: str, rows: int) -> tqdm:
         return tqdm(total=rows, desc=title, unit=" rows", disable=None if self.show is None else not self.show)
@@ -385,13 +444,13 @@ def _gathered(batches):
         yield pa.concat_batches(held)
 
 
-def _write_stage(path: pathlib.Path, table: str, batches) -> Sums:
-    """Write the batches, one ahead of the reading; the sums of what was read."""
-    con = duckdb.connect()
+def _write_stage(path: pathlib.Path, table: str, batches) -> list[Sums]:
+    """Write the batches, one behind the reading; the sums of each as it was read."""
     with (
+        duckdb.connect() as con,
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_file(file, legacy.arrow_schema(table)) as writer,
-        concurrent.futures.ThreadPoolExecutor(1, "migrate-stage") as pool,
+        ThreadPoolExecutor(1, "migrate-stage") as pool,
     ):
 
         def write(batch) -> Sums:
@@ -400,13 +459,12 @@ def _write_stage(path: pathlib.Path, table: str, batches) -> Sums:
             writer.write_batch(batch)
             return read
 
-        total, pending = Sums(), None
+        written = []
         for batch in batches:
-            total += pending.result() if pending else Sums()
-            pending = pool.submit(write, batch)
-        total += pending.result() if pending else Sums()
-    con.close()
-    return total
+            if written:
+                written[-1].result()
+            written.append(pool.submit(write, batch))
+        return [w.result() for w in written]
 
 
 def _stage_batches(path: pathlib.Path):

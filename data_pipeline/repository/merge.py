@@ -43,9 +43,8 @@ class Outcome:
 
     mine: what this batch inserted or put in place of other rows; lost: rows of
     the batch that gave way, with `why`; replaced: rows of the live table that
-    did.  stays and gives_way are the sums of the batch's rows that must now
-    be in the table, and of those lost; found are the sums of the rows that
-    are there under the former's keys.
+    did.  gave_way are the sums of the rows lost; found, of the table's rows
+    that have the keys of the batch's others.
     """
 
     new: int
@@ -53,41 +52,72 @@ class Outcome:
     mine: pa.Table
     lost: pa.Table
     replaced: pa.Table
-    stays: Sums
-    gives_way: Sums
+    gave_way: Sums
     found: Sums
 
 
-def sums(con, relation: str, table: str) -> Sums:
-    """Of the rows of `relation` (SQL that has the columns of `table`)."""
+def sums(con, relation: str, table: str, among: str | None = None) -> Sums:
+    """Of the rows of `relation` (SQL that has the columns of `table`), or of those whose key is `among` others."""
     names = schema.columns(table)
     each = ", ".join(f"coalesce(sum(hash(row_key, {n})), 0)" for n in names)
-    keyed = f"SELECT *, hash({', '.join(schema.KEYS[table])}) AS row_key FROM {relation}"
-    ((rows, *totals),) = con.execute(f"SELECT count(*), {each} FROM ({keyed})").fetchall()
+    row_key = f"hash({_keys(table)}) AS row_key"
+    only = f" SEMI JOIN (SELECT {row_key} FROM {among}) USING (row_key)" if among else ""
+    # fetchall: after fetchone DuckDB calls the result unfinished and refuses `register`.
+    ((rows, *totals),) = con.execute(
+        f"SELECT count(*), {each} FROM (SELECT *, {row_key} FROM {relation}){only}"
+    ).fetchall()
     return Sums(rows, {n: int(t) % 2**64 for n, t in zip(names, totals)})
 
 
-def put(con, table: str, batch: pa.Table, prefer: str) -> Outcome:
-    """Begin a transaction and put the rows of `batch` into `table`; the caller commits.
+def put_new(con, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:
+    """Begin a transaction and insert rows whose keys the table does not have; the caller commits.
 
-    Where another row has the key already, `prefer` says which one is kept:
-    `old` is the batch's, `new` the one that is there.  Of rows of the batch
-    that share a key the last is kept.  Raises Different, rolled back.
+    None, rolled back, where the table has one of them, or the batch has one
+    twice.  expected: the batch's sums, as they were where it came from;
+    raises Different, rolled back, if those of the rows that are now in the
+    table are others.
     """
     con.register("batch", batch)
     con.begin()
     try:
         con.execute(f"INSERT INTO {table} SELECT * FROM batch")
-        nothing = batch.slice(0, 0)
-        outcome = Outcome(len(batch), 0, batch, nothing, nothing, Sums(), Sums(), Sums())
-        con.register("staying", batch)
     except duckdb.ConstraintException:
         con.rollback()
-        con.begin()
-        outcome = _put_among_others(con, table, batch, prefer)
-    outcome.stays = sums(con, "staying", table)
-    outcome.found = sums(con, f"{_near(table, batch)} SEMI JOIN staying USING ({_keys(table)})", table)
-    if differing := outcome.stays.differs_from(outcome.found):
+        return None
+    nothing = batch.slice(0, 0)
+    outcome = Outcome(len(batch), 0, batch, nothing, nothing, Sums(), Sums())
+    return _proven(con, table, batch, expected, outcome, "batch")
+
+
+def put_among_others(con, table: str, batch: pa.Table, expected: Sums, prefer: str) -> Outcome:
+    """As `put_new`, with rows that have a key of the batch in the table, or in the batch itself.
+
+    prefer: which of two different rows with one key is kept, `old` (the
+    batch's) or `new` (the table's).  Of rows of the batch the last is kept.
+    """
+    con.begin()
+    con.register("fated", fates(con, table, batch))
+    wins, loses = ("'new', 'differs'", "'again'") if prefer == "old" else ("'new'", "'again', 'differs'")
+    chosen = "SELECT * EXCLUDE (fate) FROM fated WHERE fate IN"
+    mine = con.execute(f"{chosen} ({wins})").to_arrow_table()
+    lost = con.execute(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
+    replaced = con.execute(
+        f"SELECT live.* FROM {_near(table, batch)} live"
+        f" SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})" + " LIMIT 0" * (prefer == "new")
+    ).to_arrow_table()
+    con.register("mine", mine)
+    con.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM mine")
+    con.register("staying", con.execute(f"{chosen} ({wins}, 'same')").to_arrow_table())
+    con.register("lost", lost)
+    counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
+    gave_way = sums(con, "lost", table)
+    outcome = Outcome(counts.get("new", 0), counts.get("same", 0), mine, lost, replaced, gave_way, Sums())
+    return _proven(con, table, batch, expected, outcome, "staying")
+
+
+def _proven(con, table: str, batch: pa.Table, expected: Sums, outcome: Outcome, staying: str) -> Outcome:
+    outcome.found = sums(con, _near(table, batch), table, among=staying)
+    if differing := expected.differs_from(outcome.found + outcome.gave_way):
         con.rollback()
         raise Different(f"{table}: {', '.join(differing)}")
     return outcome
@@ -106,28 +136,8 @@ def fates(con, table: str, batch: pa.Table) -> pa.Table:
     ).to_arrow_table()
 
 
-def _put_among_others(con, table: str, batch: pa.Table, prefer: str) -> Outcome:
-    con.register("fated", fates(con, table, batch))
-    wins, loses = ("'new', 'differs'", "'again'") if prefer == "old" else ("'new'", "'again', 'differs'")
-    chosen = "SELECT * EXCLUDE (fate) FROM fated WHERE fate IN"
-    mine = con.execute(f"{chosen} ({wins})").to_arrow_table()
-    lost = con.execute(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
-    replaced = con.execute(
-        f"SELECT live.* FROM {_near(table, batch)} live SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})"
-        + ("" if prefer == "old" else " LIMIT 0")
-    ).to_arrow_table()
-    con.register("mine", mine)
-    con.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM mine")
-    con.register("staying", con.execute(f"{chosen} ({wins}, 'same')").to_arrow_table())
-    con.register("lost", lost)
-    counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
-    return Outcome(
-        counts.get("new", 0), counts.get("same", 0), mine, lost, replaced, Sums(), sums(con, "lost", table), Sums()
-    )
-
-
 def take_back(con, table: str, mine: pa.Table, replaced: pa.Table) -> None:
-    """Undo `put`: within the caller's transaction, and only rows that are still as they were put."""
+    """Undo what was put: within the caller's transaction, and only rows that are still as they were put."""
     con.register("mine", mine)
     con.register("replaced", replaced)
     same = " AND ".join(f"{table}.{n} IS NOT DISTINCT FROM mine.{n}" for n in schema.columns(table))

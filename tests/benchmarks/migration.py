@@ -63,7 +63,7 @@ def duckdbs_own_way(old: pathlib.Path, target: pathlib.Path) -> float:
     from data_pipeline.repository import database
 
     with legacy.open_file(old, target.parent / "copy") as source:
-        tables = {t: pa.Table.from_batches(source.clean(t)).combine_chunks() for t in source.tables}
+        tables = {t: pa.Table.from_batches(source.plain(t), legacy.arrow_schema(t)).combine_chunks() for t in source.tables}
     started = time.perf_counter()
     with database.Database(target).session() as con:
         con.begin()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import pyarrow as pa
+from adbc_driver_sqlite import dbapi
 
 from data_pipeline.repository import schema
 from data_pipeline.repository.database import SQLITE_MAGIC
@@ -139,14 +140,17 @@ class Legacy:
         return self._rows(table, self._is_clean(table))
 
     def _rows(self, table: str, condition: str):
+        """The driver guesses types from what comes first, so a row comes first that has a value of each column's type."""
         cols = columns(table)
-        first = ", ".join(f"{_typed(c.kind)} AS {c.name}" for c in cols)
-        picked = ", ".join(self._expression(table, c.name) for c in cols)
-        sql = f"SELECT {first} UNION ALL SELECT {picked} FROM {table} t WHERE {condition}"
-        at_once = STRIKES_AT_ONCE if table == "gex_bridge_strikes" else PAYLOADS_AT_ONCE
-        for number, batch in enumerate(self._batches(sql, at_once)):
-            # The first row is ours: it tells the driver, which guesses types from what comes first, each column's.
-            yield batch if number else batch.slice(1)
+        picked = ", ".join(f"{self._expression(table, c.name)} AS {c.name}" for c in cols)
+        rows = f"SELECT {picked} FROM {table} t WHERE {condition}"
+        typed = " AND ".join(f"typeof({c.name}) = '{SQLITE_TYPES[c.kind]}'" for c in cols)
+        ours = 0
+        if not self.query(f"SELECT 1 AS n FROM (SELECT * FROM ({rows}) LIMIT 1) WHERE {typed}"):
+            rows, ours = f"SELECT {', '.join(_typed(c.kind) + ' AS ' + c.name for c in cols)} UNION ALL {rows}", 1
+        for batch in self._batches(rows, STRIKES_AT_ONCE if table == "gex_bridge_strikes" else PAYLOADS_AT_ONCE):
+            yield batch.slice(ours)
+            ours = 0
 
     def loose(self, table: str):
         """The other rows as (rowid or None, {column: value}): str, int, float, bytes or None.
@@ -206,9 +210,6 @@ def open_file(path: pathlib.Path, scratch: pathlib.Path):
     Raises LegacyError.
     """
     _check_magic(path)
-    # Imported late: only this command needs it.
-    from adbc_driver_sqlite import dbapi
-
     uri = f"file:{quote(str(path.resolve()))}?mode=ro&" + ("immutable=1" if _log_is_merged(path) else "readonly_shm=1")
     con = dbapi.connect(uri)
     try:

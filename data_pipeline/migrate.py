@@ -43,7 +43,7 @@ BATCH_BYTES = 32 << 20
 
 # A session takes about half a second.  Several transactions at once: DuckDB keeps a table's keys with one thread each.
 BATCHES_AT_ONCE = 3
-SESSION_ROWS = BATCHES_AT_ONCE * BATCH_ROWS
+SESSION_ROWS = BATCHES_AT_ONCE * BATCH_ROWS + BATCH_ROWS // 2
 
 # Long enough for the server, which looks every 20 ms, to get in between two sessions.
 PAUSE = 0.06
@@ -228,12 +228,12 @@ class Migration:
 
     def _stage(self) -> None:
         before = legacy.fingerprint(self.old)
-        with legacy.open_file(self.old, self.folder / "copy") as source:
-            sums = {}
+        sums = {}
+        with legacy.open_file(self.old, self.folder / "copy") as source, duckdb.connect() as con:
             last_ids = {t: source.last_id(t) for t in schema.TABLES_WITH_IDS if t in source.tables}
             self.not_ours = source.others
             for table in source.tables:
-                write = functools.partial(_write_stage, self._staged(table), table)
+                write = functools.partial(_write_stage, con, self._staged(table), table)
                 try:
                     sums[table] = self._read(source, table, write, plain=True)
                 except legacy.NotPlain:
@@ -444,20 +444,17 @@ def _gathered(batches):
         yield pa.concat_batches(held)
 
 
-def _write_stage(path: pathlib.Path, table: str, batches) -> list[Sums]:
+def _write_stage(con, path: pathlib.Path, table: str, batches) -> list[Sums]:
     """Write the batches, one behind the reading; the sums of each as it was read."""
     with (
-        duckdb.connect() as con,
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_file(file, legacy.arrow_schema(table)) as writer,
         ThreadPoolExecutor(1, "migrate-stage") as pool,
     ):
 
         def write(batch) -> Sums:
-            con.register("batch", pa.Table.from_batches([batch]))
-            read = merge.sums(con, "batch", table)
             writer.write_batch(batch)
-            return read
+            return _sums_of(con, table, pa.Table.from_batches([batch]))
 
         written = []
         for batch in batches:
@@ -476,12 +473,15 @@ def _stage_batches(path: pathlib.Path):
 
 
 def _sums_of_stage(path: pathlib.Path, table: str) -> Sums:
-    total = Sums()
-    with duckdb.connect() as con:
-        for _, batch in _stage_batches(path):
-            con.register("batch", batch)
-            total += merge.sums(con, "batch", table)
-    return total
+    with duckdb.connect() as con, ThreadPoolExecutor(2) as pool:
+        each = pool.map(lambda numbered: _sums_of(con, table, numbered[1]), _stage_batches(path))
+        return sum(each, Sums())
+
+
+def _sums_of(con, table: str, rows: pa.Table) -> Sums:
+    with con.cursor() as own:
+        own.register("rows_to_sum", rows)
+        return merge.sums(own, "rows_to_sum", table)
 
 
 def _write_table(path: pathlib.Path, rows: pa.Table) -> None:

@@ -1,8 +1,9 @@
 """Rows from elsewhere into the live tables, a batch at a time, and the proof that they are there.
 
-A checksum of a column is the sum over all rows of a hash of the row's key and
-the column's value, modulo 2**64: it does not depend on the order of the rows,
-adds up over batches, and tells values that changed places.
+A checksum of a column is the exclusive or over all rows of a 64-bit hash of
+the row's key and the column's value: it does not depend on the order of the
+rows, adds up over batches, and tells values that changed places.  (Rows that
+cancelled each other out would have to have one key; the count tells those.)
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Sums:
 
     def __add__(self, other: "Sums") -> "Sums":
         names = {**self.columns, **other.columns}
-        added = {n: (self.columns.get(n, 0) + other.columns.get(n, 0)) % 2**64 for n in names}
+        added = {n: self.columns.get(n, 0) ^ other.columns.get(n, 0) for n in names}
         return Sums(self.rows + other.rows, added)
 
     def differs_from(self, other: "Sums") -> list[str]:
@@ -59,14 +60,13 @@ class Outcome:
 def sums(con, relation: str, table: str, among: str | None = None) -> Sums:
     """Of the rows of `relation` (SQL that has the columns of `table`), or of those whose key is `among` others."""
     names = schema.columns(table)
-    each = ", ".join(f"coalesce(sum(hash(row_key, {n})), 0)" for n in names)
+    each = ", ".join(f"coalesce(bit_xor(hash(row_key, {n})), 0)" for n in names)
     row_key = f"hash({_keys(table)}) AS row_key"
     only = f" SEMI JOIN (SELECT {row_key} FROM {among}) USING (row_key)" if among else ""
     # fetchall: after fetchone DuckDB calls the result unfinished and refuses `register`.
-    ((rows, *totals),) = con.execute(
-        f"SELECT count(*), {each} FROM (SELECT *, {row_key} FROM {relation}){only}"
-    ).fetchall()
-    return Sums(rows, {n: int(t) % 2**64 for n, t in zip(names, totals)})
+    query = f"SELECT count(*), {each} FROM (SELECT *, {row_key} FROM {relation}){only}"
+    ((rows, *totals),) = con.execute(query).fetchall()
+    return Sums(rows, dict(zip(names, totals)))
 
 
 def put_new(con, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:

@@ -144,8 +144,12 @@ class Migration:
         self.folder.mkdir(parents=True, exist_ok=True)
         with _only_one(self.folder), contextlib.closing(self.report):
             if not self._is_unfinished():
-                self._refuse_used_target()
-                self._stage()
+                try:
+                    self._refuse_used_target()
+                    self._stage()
+                except BaseException:
+                    shutil.rmtree(self.folder)
+                    raise
             self._move()
             self._finish()
         return self.results

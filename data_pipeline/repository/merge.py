@@ -99,15 +99,15 @@ def put_among_others(con, table: str, batch: pa.Table, expected: Sums, prefer: s
     con.register("fated", fates(con, table, batch))
     wins, loses = ("'new', 'differs'", "'again'") if prefer == "old" else ("'new'", "'again', 'differs'")
     chosen = "SELECT * EXCLUDE (fate) FROM fated WHERE fate IN"
-    mine = con.execute(f"{chosen} ({wins})").to_arrow_table()
-    lost = con.execute(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
-    replaced = con.execute(
+    mine = con.sql(f"{chosen} ({wins})").to_arrow_table()
+    lost = con.sql(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
+    replaced = con.sql(
         f"SELECT live.* FROM {_near(table, batch)} live"
         f" SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})" + " LIMIT 0" * (prefer == "new")
     ).to_arrow_table()
     con.register("mine", mine)
     con.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM mine")
-    con.register("staying", con.execute(f"{chosen} ({wins}, 'same')").to_arrow_table())
+    con.register("staying", con.sql(f"{chosen} ({wins}, 'same')").to_arrow_table())
     con.register("lost", lost)
     counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
     gave_way = sums(con, "lost", table)
@@ -128,7 +128,7 @@ def fates(con, table: str, batch: pa.Table) -> pa.Table:
     con.register("numbered", batch.append_column("row_number", pa.array(range(len(batch)), pa.int64())))
     names, keys = schema.columns(table), schema.KEYS[table]
     same = " AND ".join(f"live.{n} IS NOT DISTINCT FROM b.{n}" for n in names)
-    return con.execute(
+    return con.sql(
         f"SELECT b.* EXCLUDE (row_number, is_again), CASE WHEN is_again THEN 'again'"
         f" WHEN live.{keys[0]} IS NULL THEN 'new' WHEN {same} THEN 'same' ELSE 'differs' END AS fate"
         f" FROM (SELECT *, row_number() OVER (PARTITION BY {_keys(table)} ORDER BY row_number DESC) > 1 AS is_again"

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve",
     "migrate": "migrate",
     "export-sqlite": "export_sqlite",
+    "systemd-unit": "systemd_unit",
 }
 
 

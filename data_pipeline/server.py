@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from data_pipeline import __version__, config, logs
 from data_pipeline.bridge import Bridge
+from data_pipeline.dashboard import Dashboard
 from data_pipeline.discord import Discord
+from data_pipeline.download_command import DownloadRunner, Template
 from data_pipeline.gexbot import GexBotClient, Poller, StatusRefresher
 from data_pipeline.handler import GEXBridgeRequestHandler
 from data_pipeline.intake import Connection, Limits, Lounge
@@ -154,7 +156,8 @@ class Application:
             settings.discord_bot_token, settings.alt_channel_option_trades or settings.discord_channel_id,
             settings.discord_dm_user_id, settings.discord_api_url,
         )
-        self.bridge = Bridge(self.repository, discord=self.discord)
+        self.downloads = self._downloads()
+        self.bridge = Bridge(self.repository, Dashboard(settings.dashboard_url), self.downloads, self.discord)
         self.gexbot = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
         self.poller = Poller(self.gexbot, settings.poll_interval, self._deliver)
         self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
@@ -163,6 +166,12 @@ class Application:
             (settings.host, settings.port), self.bridge, settings.http_workers, settings.max_connections, limits
         )
 
+    def _downloads(self) -> DownloadRunner | None:
+        """Raises ConfigError for a command in which a value would not be safe."""
+        if not self.settings.history_download_command:
+            return None
+        return DownloadRunner(Template.parse(self.settings.history_download_command), self.settings.root)
+
     def start(self) -> None:
         """Take the data folder, bring the store back, answer.  Raises FolderInUse, NotADatabase, OSError."""
         self.repository.open()
@@ -170,6 +179,8 @@ class Application:
         self.server.start()
         self.repository.start()
         self.discord.start()
+        if self.downloads is not None:
+            self.downloads.start()
         self.poller.start()
         if self.settings.gex_status_symbols:
             self.refresher.start()
@@ -185,6 +196,8 @@ class Application:
         self.poller.stop(0)
         self.refresher.stop(0)
         answered = self.server.stop(patience / 4)
+        if self.downloads is not None:
+            self.downloads.stop(patience / 4)
         self.discord.stop(patience / 4)
         flushed = self.repository.stop(max(0.2, until - time.monotonic()))
         self.gexbot.close()
@@ -211,6 +224,8 @@ def serve(settings: config.Settings) -> int:
     try:
         application = Application(settings)
         application.start()
+    except config.ConfigError as problem:
+        return _wrong_setting(problem)
     except (FolderInUse, NotADatabase) as problem:
         return _cannot_start(str(problem))
     except OSError as problem:
@@ -226,6 +241,11 @@ def serve(settings: config.Settings) -> int:
 def _cannot_start(reason: str) -> int:
     print(f"gex-bridge: cannot start: {reason}", file=sys.stderr)
     return 1
+
+
+def _wrong_setting(problem: config.ConfigError) -> int:
+    print(f"gex-bridge: {problem}", file=sys.stderr)
+    return 2
 
 
 def _raise_file_limit() -> None:
@@ -248,6 +268,5 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = config.load(args)
     except config.ConfigError as problem:
-        print(f"gex-bridge: {problem}", file=sys.stderr)
-        return 2
+        return _wrong_setting(problem)
     return serve(settings)

@@ -138,6 +138,7 @@ class Database:
 
 def last_id(con, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
+    # fetchall, here and below: after fetchone DuckDB calls the result unfinished and refuses `register`.
     ((value,),) = con.execute(
         f"SELECT greatest(coalesce((SELECT last_id FROM bridge_ids WHERE table_name = ?), 0),"
         f" coalesce((SELECT max(id) FROM {table}), 0))",

@@ -1,0 +1,96 @@
+"""gex-bridge migrate: see data_pipeline.migrate."""
+
+import json
+import pathlib
+import sys
+import time
+
+from data_pipeline import config
+
+HELP = "move the original's SQLite file into the database, proven, also while the server runs"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("old", metavar="OLD.db", type=pathlib.Path, help="the original's file; it is only read")
+    parser.add_argument("--merge", action="store_true", help="the database may have rows already")
+    parser.add_argument(
+        "--prefer", choices=("old", "new"), default="new",
+        help="which of two different rows with one key is kept: OLD.db's or the database's (default: new)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="read and compare only; a report is written only with --report")
+    parser.add_argument("--report", metavar="FILE", type=pathlib.Path, help="where what did not fit is written (default: beside the database)")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object")
+    config.add_flags(parser, only=("DATA_DIR",))
+
+
+def run(args, settings) -> int:
+    # Imported here: they are heavy, and only this command needs them.
+    import duckdb
+
+    from data_pipeline import legacy, migrate
+    from data_pipeline.repository import database
+
+    migration = migrate.Migration(args.old, settings.database, args.merge, args.prefer, args.report)
+    if args.dry_run and not args.report:
+        migration.report.path = None
+    started = time.monotonic()
+    try:
+        migration.look() if args.dry_run else migration.run()
+    except (migrate.MigrationError, legacy.LegacyError, database.NotADatabase) as problem:
+        print(f"gex-bridge migrate: {problem}", file=sys.stderr)
+        return 1
+    except (database.DatabaseBusy, database.DatabaseDamaged, duckdb.Error, OSError) as problem:
+        print(f"gex-bridge migrate: {problem}", file=sys.stderr)
+        print("gex-bridge migrate: what was moved stays; the same command goes on from there", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gex-bridge migrate: interrupted; the same command goes on from there", file=sys.stderr)
+        return 1
+    result = _result(migration, args.dry_run, time.monotonic() - started)
+    print(json.dumps(result, indent=2) if args.json else _text(result))
+    return 0
+
+
+def _result(migration, dry_run: bool, seconds: float) -> dict:
+    report = migration.report
+    return {
+        "source": str(migration.old),
+        "database": str(migration.target),
+        "dry_run": dry_run,
+        "seconds": round(seconds, 3),
+        "report": str(report.path) if report.lines and report.path else None,
+        "report_lines": report.lines,
+        "not_moved_tables": migration.not_ours,
+        "tables": {table: _table(r, dry_run) for table, r in migration.results.items()},
+    }
+
+
+def _table(r, dry_run: bool) -> dict:
+    counts = {n: getattr(r, n) for n in ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")}
+    if not dry_run:
+        # Rows that lost are in the report, not in the database: their sums count on its side.
+        both = r.moved + r.gave_way
+        counts["proof"] = {
+            "rows": [r.source.rows, both.rows],
+            "checksums": {c: [f"{r.source.columns.get(c, 0):016x}", f"{both.columns.get(c, 0):016x}"] for c in r.source.columns},
+            "equal": r.is_proven,
+        }
+    return counts
+
+
+def _text(result: dict) -> str:
+    lines = [f"{'table':<22}{'rows':>10}{'new':>10}{'same':>10}{'replaced':>10}{'lost':>10}{'unfit':>10}{'values':>10}"]
+    for table, r in result["tables"].items():
+        counts = [r[n] for n in ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")]
+        lines.append(f"{table:<22}" + "".join(f"{n:>10}" for n in counts))
+    for table, r in result["tables"].items():
+        if proof := r.get("proof"):
+            lines += ["", f"{table}: {proof['rows'][0]} rows here, {proof['rows'][1]} there"]
+            lines += [f"  {c:<22}{a}  {b}  {'equal' if a == b else 'DIFFERENT'}" for c, (a, b) in proof["checksums"].items()]
+    lines.append("")
+    if result["not_moved_tables"]:
+        lines.append(f"tables that are not the bridge's, left where they are: {', '.join(map(repr, result['not_moved_tables']))}")
+    if result["report_lines"]:
+        lines.append(f"{result['report_lines']} rows or values are in the report {result['report'] or '(--report FILE writes it)'}")
+    lines.append("dry run: nothing was written" if result["dry_run"] else f"done in {result['seconds']} s")
+    return "\n".join(lines)

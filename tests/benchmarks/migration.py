@@ -1,0 +1,133 @@
+"""python -m tests.benchmarks.migration [--strikes N] [--rounds N] [--memory N]
+
+How fast an SQLite file of the original's moves over, beside DuckDB's own way.
+
+Workload: N strike rows (1,000,000) and N/100 snapshots of 1 KB of payload, in
+the original's schema.  A round, in turn, each into a new database with all
+keys and indexes, on the same disk, each in a new process:
+
+* DuckDB's own way: one Arrow table a table, of the same rows, already in
+  memory, inserted in one transaction; open, commit, checkpoint and close
+  are timed, reading the SQLite file is not.
+* `migrate`: from the SQLite file to the end of the proof, in sessions with
+  pauses, as beside a running server.
+
+Then the peak memory of `migrate` at N/4, N and --memory times N rows (see
+`VmHWM`; mapped pages of the staging files included).
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from data_pipeline import export_sqlite
+
+TICKERS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
+STRIKES_A_SNAPSHOT = 100
+PAYLOAD = json.dumps({"strikes": "x" * 1000})
+
+
+def make(path: pathlib.Path, strikes: int) -> None:
+    dice = random.Random(1)
+    con = sqlite3.connect(path)
+    con.execute("PRAGMA synchronous = OFF")
+    for statement in export_sqlite.statements():
+        con.execute(statement)
+    for i in range(strikes // STRIKES_A_SNAPSHOT):
+        key = (TICKERS[i % 6], 1_700_000_000 + i // 6, "gex_zero")
+        values = [dice.uniform(-1e4, 1e4) for _ in range(9)]
+        con.execute(
+            f"INSERT INTO gex_bridge_snapshots VALUES ({', '.join('?' * 19)})",
+            (*key, "snapshot", "2025-11-14T15:00:00Z", *values, STRIKES_A_SNAPSHOT, "{}", "[]", PAYLOAD, "2025-11-14 15:00:00"),
+        )
+        rows = []
+        for k in range(STRIKES_A_SNAPSHOT):
+            gammas = [dice.uniform(-1e3, 1e3) for _ in range(5)]
+            rows.append((*key, 5000.0 + 5 * k, dice.random(), dice.random(), *gammas, json.dumps(gammas)))
+        con.executemany(f"INSERT INTO gex_bridge_strikes VALUES ({', '.join('?' * 12)})", rows)
+    con.commit()
+    con.close()
+
+
+def duckdbs_own_way(old: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
+    import pyarrow as pa
+
+    from data_pipeline import legacy
+    from data_pipeline.repository import database
+
+    with legacy.open_file(old, target.parent / "copy") as source:
+        tables = {t: pa.Table.from_batches(source.plain(t), legacy.arrow_schema(t)).combine_chunks() for t in source.tables}
+    started, cpu = time.perf_counter(), time.process_time()
+    with database.Database(target).session() as con:
+        con.begin()
+        for table, rows in tables.items():
+            con.register("rows", rows)
+            con.execute(f"INSERT INTO {table} SELECT * FROM rows")
+        con.commit()
+    return time.perf_counter() - started, time.process_time() - cpu
+
+
+def migrate(old: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
+    from data_pipeline import migrate as module
+
+    started, cpu = time.perf_counter(), time.process_time()
+    results = module.Migration(old, target, show=False).run()
+    assert all(r.is_proven for r in results.values())
+    return time.perf_counter() - started, time.process_time() - cpu
+
+
+def child(way: str, old: pathlib.Path) -> dict:
+    """Run one way in a new process: {"seconds": …, "cpu": …, "peak_mb": …}."""
+    with tempfile.TemporaryDirectory(dir=old.parent) as folder:
+        command = [sys.executable, "-m", "tests.benchmarks.migration", "--way", way, str(old), f"{folder}/gex_history.duckdb"]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_mb() -> float:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strikes", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", type=int, default=4)
+    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.way:
+        way = {"own": duckdbs_own_way, "migrate": migrate}[args.way[0]]
+        seconds, cpu = way(pathlib.Path(args.way[1]), pathlib.Path(args.way[2]))
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak_mb()}))
+        return
+    with tempfile.TemporaryDirectory(prefix="gex-migration-") as folder:
+        old = pathlib.Path(folder) / "old.db"
+        make(old, args.strikes)
+        rows = args.strikes + args.strikes // STRIKES_A_SNAPSHOT
+        print(f"{rows:,} rows, {old.stat().st_size / 1e6:.0f} MB of SQLite")
+        ratios = []
+        for _ in range(args.rounds):
+            own, ours = child("own", old), child("migrate", old)
+            ratios.append((own["seconds"] / ours["seconds"], own["cpu"] / ours["cpu"]))
+            shown = [f"{w} {one['seconds']:5.2f} s {rows / one['seconds']:9,.0f} rows/s, CPU {one['cpu']:5.2f} s" for w, one in (("DuckDB's own way", own), ("migrate", ours))]
+            print(f"  {'   '.join(shown)}   ratio {ratios[-1][0]:.2f} (CPU {ratios[-1][1]:.2f})", flush=True)
+        ratio, cpu = (statistics.median(column) for column in zip(*ratios))
+        print(f"speed of migrate: {ratio:.2f} of DuckDB's own way (must reach 0.50; by CPU time {cpu:.2f}), median of {len(ratios)} rounds")
+        sizes = (args.strikes // 4, args.strikes, args.strikes * args.memory) if args.memory else ()
+        for strikes in sizes:
+            sized = pathlib.Path(folder) / f"{strikes}.db"
+            make(sized, strikes)
+            one = child("migrate", sized)
+            print(f"{strikes:>12,} strike rows: peak memory {one['peak_mb']:.0f} MB, {one['seconds']:.1f} s")
+            sized.unlink()
+
+
+if __name__ == "__main__":
+    main()

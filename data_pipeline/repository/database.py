@@ -9,6 +9,7 @@ DuckDB's lock (POSIX locks belong to the process).
 
 import contextlib
 import pathlib
+import threading
 import time
 
 import duckdb
@@ -39,6 +40,10 @@ SETTINGS = (
 # What DuckDB says of a file that is broken, and not only out of reach.
 DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
 
+# One session at a time in a process.  DuckDB's lock keeps other processes out, not a second thread of this one
+# (POSIX locks belong to the process), and closing one of two descriptors would drop the lock of both.
+_SESSION = threading.Lock()
+
 
 class DatabaseBusy(Exception):
     """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
@@ -49,10 +54,7 @@ class DatabaseDamaged(Exception):
 
 
 class Database:
-    """The file at `path`, opened for one session at a time.
-
-    Not safe for several threads at once: one loader thread owns it.
-    """
+    """The file at `path`, opened for one session at a time."""
 
     def __init__(self, path: pathlib.Path):
         self.path = pathlib.Path(path)
@@ -69,6 +71,14 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
+        if not _SESSION.acquire(timeout=wait):
+            raise DatabaseBusy("another thread has the database open")
+        try:
+            yield from self._hold(wait, checkpoint)
+        finally:
+            _SESSION.release()
+
+    def _hold(self, wait: float, checkpoint: bool):
         con = self._open(wait)
         try:
             if not self._schema_seen:

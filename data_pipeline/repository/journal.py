@@ -90,6 +90,7 @@ class Journal:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock_fd)
+            self._lock_fd = None
             raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
         atomic.clean(self.folder)
         self.id, self.durable, self.first_link = find_end(self.folder)

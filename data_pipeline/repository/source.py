@@ -101,9 +101,9 @@ class Source:
         self._raw: dict[int, bytes] = {}
 
     def read(self, after: int, most: int) -> list[tuple[int, object]]:
-        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours.
+        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 
-        Raises OSError.
+        Whoever has done them all goes on behind the last one's number.  Raises OSError.
         """
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
@@ -120,6 +120,8 @@ class Source:
                 found.append((part.number, None))
                 if self._names_damage:
                     self.set_aside(part.number, str(problem))
+        if self._reader.position > (found[-1][0] if found else after):
+            found.append((self._reader.position, None))
         return found
 
     def set_aside(self, number: int, reason: str) -> None:

@@ -51,7 +51,7 @@ def fsync_folder(folder: pathlib.Path) -> None:
 
 def clean(folder: pathlib.Path) -> int:
     """Remove temporary files that a crash left below `folder`; how many there were."""
-    found = list(folder.rglob(f".*{ENDING}"))
+    found = list(folder.rglob(f".*{ENDING}*"))  # DuckDB puts a log beside a file of its own
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)

@@ -24,7 +24,7 @@ from data_pipeline.appended import AppendedFiles
 from data_pipeline.depth import DepthPersistor
 from data_pipeline.files import FilesWriter
 from data_pipeline.repository import segments
-from data_pipeline.repository.database import Database, last_id
+from data_pipeline.repository.database import Database, DatabaseDamaged, last_id
 from data_pipeline.repository.loader import Loader
 from data_pipeline.repository.source import Cache, Progress, SetAside, Source
 
@@ -133,6 +133,16 @@ class Writer:
         return 0 if done else 3
 
 
+def find_last_link(database: Database) -> int:
+    """The highest id of the history queue; 0 where the file is damaged, and then it is moved aside."""
+    try:
+        with database.session(wait=5.0) as con:
+            return last_id(con, "gex_history_queue")
+    except DatabaseDamaged as problem:
+        log.error("the database is damaged and now lies at %s: %s", database.move_aside(problem), ascii(str(problem)))
+        return 0
+
+
 def take_turn(folder) -> int:
     """Wait until no other writer is on this journal (one whose server was killed may still end its session)."""
     fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -149,8 +159,7 @@ def main() -> int:
     settings = config.load(args)
     logs.configure(settings.debug, settings.log_json)
     if args.last_link:
-        with Database(settings.database).session(wait=5.0) as con:
-            print(last_id(con, "gex_history_queue"))
+        print(find_last_link(Database(settings.database)))
         return 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server says when, over the pipe

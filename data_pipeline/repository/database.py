@@ -8,13 +8,15 @@ DuckDB's lock (POSIX locks belong to the process).
 """
 
 import contextlib
+import os
 import pathlib
+import secrets
 import threading
 import time
 
 import duckdb
 
-from data_pipeline.atomic import fsync_folder
+from data_pipeline.atomic import ENDING, fsync_folder
 from data_pipeline.repository import schema
 
 # Readable by DuckDB 1.5 shells as well.
@@ -38,7 +40,10 @@ SETTINGS = (
 
 
 # What DuckDB says of a file that is broken, and not only out of reach.
-DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
+DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "Could not read enough bytes")
+LOG_DAMAGE = "Corrupt WAL file"
+# Only while the file is opened: later a payload may be the reason, and the next file would fare no better.
+DAMAGE_AT_OPENING = (*DAMAGE, "INTERNAL Error")
 
 # One session at a time in a process.  DuckDB's lock keeps other processes out, not a second thread of this one
 # (POSIX locks belong to the process), and closing one of two descriptors would drop the lock of both.
@@ -82,15 +87,15 @@ class Database:
         con = self._open(wait)
         try:
             if not self._schema_seen:
-                for statement in schema.statements():
-                    con.execute(statement)
-                fsync_folder(self.path.parent)
+                make_tables(con)
                 self._schema_seen = True
             yield con
             if checkpoint:
                 con.execute("CHECKPOINT")
-        except BaseException:
+        except BaseException as problem:
             self._schema_seen = False  # it may be another file, put in its place
+            if isinstance(problem, duckdb.Error) and self._is_damage(str(problem), DAMAGE):
+                raise DatabaseDamaged(str(problem)) from problem
             raise
         finally:
             con.close()
@@ -106,45 +111,80 @@ class Database:
     def _open(self, wait: float):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + wait
+        if not self.path.exists():
+            self._create()
         while True:
-            con = duckdb.connect(":memory:")
             try:
-                for setting in SETTINGS:
-                    con.execute(setting)
-                con.execute(self._attach())
-                con.execute(f"USE {CATALOG}")
-                return con
+                return connect(self.path)
             except duckdb.Error as problem:
-                con.close()
-                if self._is_damage(str(problem)):
+                if self._is_damage(str(problem), DAMAGE_AT_OPENING):
                     raise DatabaseDamaged(str(problem)) from problem
                 if time.monotonic() >= until:
                     raise DatabaseBusy(str(problem)) from problem
                 time.sleep(0.02)
 
-    def _is_damage(self, said: str) -> bool:
+    def _is_damage(self, said: str, signs: tuple[str, ...]) -> bool:
         """Whether DuckDB's message is about the file's content; the path and whoever holds it may have any name."""
         said = said.replace(str(self.path), "")
-        return "Could not set lock" not in said and any(sign in said for sign in DAMAGE)
+        return "Could not set lock" not in said and any(sign in said for sign in signs)
 
-    def _attach(self) -> str:
-        options = f"ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
-        # The storage version may only be named for a file that is new.
-        if not self.path.exists():
-            self._schema_seen = False
-            options += f", STORAGE_VERSION '{STORAGE_VERSION}'"
-        path = str(self.path).replace("'", "''")
-        return f"ATTACH '{path}' AS {CATALOG} ({options})"
+    def _create(self) -> None:
+        """Put a new file, whole and with all its tables, at the path where none is.
 
-    def move_aside(self) -> pathlib.Path:
-        """Rename the file, and its write-ahead log, out of the way; returns the new name."""
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-        for ending in ("", ".wal"):
-            source = self.path.with_name(self.path.name + ending)
-            if source.exists():
-                source.rename(aside.with_name(aside.name + ending))
+        DuckDB begins one in several steps; cut off between them it could never be opened again.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{ENDING}")
+        try:
+            with contextlib.closing(connect(temporary, f", STORAGE_VERSION '{STORAGE_VERSION}'")) as con:
+                make_tables(con)
+                con.execute("CHECKPOINT")
+            # Not a rename: whoever was faster keeps the name.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, self.path)
+        except duckdb.Error as problem:
+            raise DatabaseBusy(str(problem)) from problem
+        finally:
+            for ending in ("", ".wal"):
+                temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
         fsync_folder(self.path.parent)
-        return aside
+
+    def move_aside(self, damage: DatabaseDamaged) -> pathlib.Path:
+        """Rename what is damaged out of the way; returns its new name.
+
+        That is the file with its write-ahead log, or the log alone where the
+        damage is there: what it held since the last checkpoint, the journal
+        holds as well.
+        """
+        stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        log, log_aside = (path.with_name(path.name + ".wal") for path in (self.path, aside))
+        if log.exists():
+            log.rename(log_aside)
+        if LOG_DAMAGE not in str(damage):
+            self.path.rename(aside)
+        fsync_folder(self.path.parent)
+        return log_aside if LOG_DAMAGE in str(damage) else aside
+
+
+def connect(path: pathlib.Path, options: str = ""):
+    """A connection whose catalog is the file at `path`.  Raises duckdb.Error."""
+    con = duckdb.connect(":memory:")
+    try:
+        for setting in SETTINGS:
+            con.execute(setting)
+        quoted = str(path).replace("'", "''")
+        con.execute(f"ATTACH '{quoted}' AS {CATALOG} (ROW_GROUP_SIZE {ROW_GROUP_SIZE}{options})")
+        con.execute(f"USE {CATALOG}")
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
+def make_tables(con) -> None:
+    """Make the tables and indexes that are missing."""
+    for statement in schema.statements():
+        con.execute(statement)
 
 
 def last_id(con, table: str) -> int:

@@ -193,12 +193,20 @@ class Loader:
         self.trouble = str(problem) or type(problem).__name__
         if isinstance(problem, DatabaseBusy):
             self.busy += 1
-        elif isinstance(problem, DatabaseDamaged):
-            aside = self.database.move_aside()
-            log.error("the database is damaged and now lies at %s; a new one is begun: %s", aside, ascii(self.trouble))
+        elif isinstance(problem, DatabaseDamaged) and self._move_aside(problem):
             return
         if time.monotonic() - self._said >= MESSAGE_PAUSE:
             self._said = time.monotonic()
             unforeseen = not isinstance(problem, (DatabaseBusy, DatabaseChanged, duckdb.Error, OSError))
             log.warning("the database cannot be written now, records wait in the journal: %s", ascii(self.trouble),
                         exc_info=unforeseen)
+
+    def _move_aside(self, damage: DatabaseDamaged) -> bool:
+        try:
+            aside = self.database.move_aside(damage)
+        except OSError as problem:
+            self.trouble += f"; it cannot be moved aside: {problem}"
+            return False
+        log.error("the database is damaged; what is lies at %s now, and the journal is loaded again as far as it goes: %s",
+                  aside, ascii(self.trouble))
+        return True

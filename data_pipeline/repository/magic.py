@@ -10,9 +10,11 @@ class NotADatabase(Exception):
     """The file is not ours; the text says what to do."""
 
 
-def refuse_foreign_file(path: pathlib.Path) -> None:
+def refuse_foreign_file(path: pathlib.Path, ours: bool = False) -> None:
     """Raise NotADatabase for a file that is there and is no DuckDB database.
 
+    ours: a bridge has used that path; then a file that has lost even its
+    magic bytes is a damaged one, and for others to deal with.
     Never in a process that has the database open: closing this descriptor
     would drop DuckDB's lock.
     """
@@ -23,5 +25,5 @@ def refuse_foreign_file(path: pathlib.Path) -> None:
         return
     if head == SQLITE:
         raise NotADatabase(f"{path} is an SQLite file; move it elsewhere and run: gex-bridge migrate FILE")
-    if head[DUCKDB_OFFSET : DUCKDB_OFFSET + 4] != DUCKDB:
+    if not ours and head[DUCKDB_OFFSET : DUCKDB_OFFSET + 4] != DUCKDB:
         raise NotADatabase(f"{path} is not a DuckDB database; move it elsewhere and start again")

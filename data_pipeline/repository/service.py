@@ -39,9 +39,10 @@ class Repository:
 
     def open(self) -> None:
         """Take the data folder.  Raises FolderInUse, NotADatabase, OSError."""
-        magic.refuse_foreign_file(self.settings.database)
+        has_journal = bool(segments.list_segments(self.folder))
+        magic.refuse_foreign_file(self.settings.database, ours=has_journal)
         self.journal.open()
-        if not segments.list_segments(self.folder) and self.settings.database.exists():
+        if not has_journal and self.settings.database.exists():
             self.journal.first_link = self.writer.ask_last_link()
 
     @property

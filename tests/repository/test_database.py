@@ -128,10 +128,10 @@ def test_a_file_that_is_no_database_is_damaged_and_can_be_moved_aside(database):
     content = b"no database at all" * 1000
     database.path.parent.mkdir()
     database.path.write_bytes(content)
-    with pytest.raises(DatabaseDamaged):
+    with pytest.raises(DatabaseDamaged) as damage:
         with database.session():
             pass
-    aside = database.move_aside()
+    aside = database.move_aside(damage.value)
     assert aside.read_bytes() == content
     with database.session() as con:
         assert position(con, "j") == 0

@@ -6,6 +6,15 @@ import threading
 from tests.support import RunningBridge, gex_payload, read, request, status_of
 
 
+def acknowledgements() -> dict[str, list]:
+    return {"gex": [], "uw": [], "link": []}
+
+
+def add(to: dict[str, list], more: dict[str, list]) -> None:
+    for kind, found in more.items():
+        to[kind] += found
+
+
 class Load:
     """Clients that post to every endpoint until they are told to stop; each payload is unique.
 
@@ -15,7 +24,7 @@ class Load:
 
     def __init__(self, bridge: RunningBridge, clients: int, first: int = 0, pause: float = 0.0):
         self.bridge = bridge
-        self.acknowledged: dict[str, list] = {"gex": [], "uw": [], "link": []}
+        self.acknowledged = acknowledgements()
         self.refused: list[int] = []
         self.first = first
         self.pause = pause

@@ -2,44 +2,13 @@
 
 import json
 import os
-import random
 import signal
-import subprocess
 
 import pytest
 
+from tests.reliability.crash import writer_of
 from tests.reliability.load import Load, check_everything_once
 from tests.support import RunningBridge, eventually, gex_payload
-
-ROUNDS = 20
-
-
-def crash_rounds(data_dir, rounds: int, seed: int) -> None:
-    chance = random.Random(seed)
-    bridge = RunningBridge(data_dir, LOAD_INTERVAL="0.05")
-    acknowledged: dict[str, list] = {"gex": [], "uw": [], "link": []}
-    for number in range(rounds):
-        bridge.start()
-        load = Load(bridge, clients=4, first=number * 1_000_000).start()
-        wanted = chance.randint(1, 150)
-        eventually(lambda: load.count >= wanted, "load gets through")
-        bridge.kill()
-        load.stop()
-        assert not load.refused
-        for kind, found in load.acknowledged.items():
-            acknowledged[kind] += found
-    bridge.start()
-    assert bridge.post("/uw", {"topic": "load", "serial": "last"}) == 200
-    assert bridge.stop() == 0, bridge.log
-    assert "not everything was flushed" not in bridge.log
-    # A torn tail of the journal is set aside; nothing else may be.
-    assert all("damaged bytes" in line for line in bridge.log.splitlines() if "set aside" in line)
-    check_everything_once(bridge, acknowledged)
-
-
-def test_twenty_kills_under_load_lose_nothing_and_double_nothing(tmp_path):
-    crash_rounds(tmp_path / "data", ROUNDS, seed=20)
-
 
 def test_a_killed_writer_is_started_again_and_loses_nothing(tmp_path):
     with RunningBridge(tmp_path / "data", LOAD_INTERVAL="0.05") as bridge:
@@ -47,11 +16,8 @@ def test_a_killed_writer_is_started_again_and_loses_nothing(tmp_path):
         for number in range(4):
             more = load.count + 60
             eventually(lambda: load.count >= more)
-            found = subprocess.run(
-                ["pgrep", "-P", str(bridge.process.pid), "-f", "data_pipeline.writer"], stdout=subprocess.PIPE, text=True
-            ).stdout.split()
-            if found:
-                os.kill(int(found[0]), signal.SIGKILL)
+            if writer := writer_of(bridge):
+                os.kill(writer, signal.SIGKILL)
         load.stop()
         assert not load.refused, "the death of the writer is nobody's business but ours"
         eventually(lambda: bridge.rows("SELECT count(*) FROM universal_webhooks")[0][0] >= len(load.acknowledged["uw"]))

@@ -1,0 +1,20 @@
+"""The short version of each battery; `python -m tests.reliability` runs the long ones."""
+
+import pytest
+
+from tests.reliability.__main__ import BATTERIES, battery
+from tests.reliability.shim import Unable
+
+
+@pytest.mark.parametrize("name", BATTERIES)
+def test_the_short_version_holds(name, tmp_path):
+    module = battery(name)
+    try:
+        print(module.run(module.SHORT, tmp_path))
+    except Unable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", BATTERIES)
+def test_it_says_what_it_promises(name):
+    assert len(battery(name).__doc__.splitlines()) > 2

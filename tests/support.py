@@ -58,6 +58,7 @@ class RunningBridge:
         self.data_dir = pathlib.Path(data_dir)
         self.flags = flags
         self.environment = environment
+        self.wrapper: tuple[str, ...] = ()  # a command that runs the one behind it
         self.port = 0
         self.lines: list[str] = []
         self.process: subprocess.Popen | None = None
@@ -81,7 +82,7 @@ class RunningBridge:
         with open(self.log_path, "ab") as log:
             self._from = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "run_server.py"), "--port", "0", *self.flags],
+                [*self.wrapper, sys.executable, str(ROOT / "run_server.py"), "--port", "0", *self.flags],
                 env={**known, "TZ": "UTC", "DATA_DIR": str(self.data_dir), "DASHBOARD_URL": "http://127.0.0.1:9",
                      **self.environment},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",

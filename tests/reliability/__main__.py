@@ -9,7 +9,7 @@ import time
 
 from tests.reliability.shim import Unable
 
-BATTERIES = ("crash",)
+BATTERIES = ("crash", "order")
 
 
 def battery(name: str):

@@ -10,6 +10,7 @@ from tests.reliability.crash import writer_of
 from tests.reliability.load import Load, check_everything_once
 from tests.support import RunningBridge, eventually, gex_payload
 
+
 def test_a_killed_writer_is_started_again_and_loses_nothing(tmp_path):
     with RunningBridge(tmp_path / "data", LOAD_INTERVAL="0.05") as bridge:
         load = Load(bridge, clients=4).start()

@@ -1,0 +1,94 @@
+"""The order of system calls: no 2xx leaves before the fsync that covers its record, no descriptor of the server is ever
+on the database once the writer runs, and no part of the journal goes before tables and files have it on disk.
+
+strace watches the real server and its writer under load, through a kill and a
+clean stop; each acknowledgement is then looked up in what it wrote down.
+"""
+
+import json
+import pathlib
+
+from tests.reliability.trace import Call, Trace, record
+
+ROUNDS, SHORT = 2000, 60
+
+
+def run(rounds: int, folder: pathlib.Path) -> str:
+    """rounds: posts to be accepted in each of two lives."""
+    traces, loads = record(folder, rounds)
+    checked = sum(map(acknowledgements_follow_their_fsync, traces))
+    acknowledged = sum(load.count for load in loads)
+    assert checked >= acknowledged, f"only {checked} of {acknowledged} acknowledgements were found in the trace"
+    for trace in traces:
+        the_server_leaves_the_database_alone(trace)
+    gone = segments_go_last([call for trace in traces for call in trace.calls])
+    assert gone, "no segment was removed; nothing is shown"
+    return (
+        f"{checked:,} acknowledgements, each behind the fsync of its record; 0 descriptors of the server on the database;"
+        f" {gone} segments removed, each behind the fsyncs of tables and files"
+    )
+
+
+def acknowledgements_follow_their_fsync(trace: Trace) -> int:
+    """How many there were; AssertionError for one that came too early."""
+    written: list[Call] = []
+    synced: list[Call] = []
+    requests: dict[int, bytes] = {}
+    count = 0
+    for call in trace.calls:
+        if call.process != trace.server:
+            continue
+        if call.name == "accept4" and call.result >= 0:
+            requests[call.result] = b""
+        elif call.name == "recvfrom" and call.result > 0 and call.descriptor in requests:
+            requests[call.descriptor] += call.strings[0]
+        elif call.name == "write" and ".journal" in call.path:
+            written.append(call)
+        elif call.name in ("fsync", "fdatasync") and ".journal" in call.path and call.result == 0:
+            synced.append(call)
+        elif call.name == "sendto" and call.strings and call.strings[0].startswith(b"HTTP/1.0 2"):
+            count += 1
+            _is_covered(call, requests[call.descriptor], written, synced)
+    return count
+
+
+def _is_covered(answer: Call, request: bytes, written: list[Call], synced: list[Call]) -> None:
+    body = request.partition(b"\r\n\r\n")[2]
+    mark = json.loads(body).get("url", "").encode() or body
+    found = next((call for call in reversed(written) if mark in call.strings[0]), None)
+    assert found, f"{body[:80]!r} was acknowledged and never written"
+    assert found.result == len(found.strings[0]), "half a write was acknowledged"
+    assert any(s.path == found.path and s.began > found.ended and s.ended < answer.began for s in reversed(synced)), (
+        f"{body[:80]!r} was acknowledged before it was synced")
+
+
+def the_server_leaves_the_database_alone(trace: Trace) -> None:
+    writer_began = next(
+        c.began for c in trace.calls if c.name == "execve" and c.process != trace.server and b"data_pipeline.writer" in c.strings)
+    for call in trace.calls:
+        if call.process == trace.server and call.began > writer_began and call.name == "openat" and call.result >= 0:
+            assert ".duckdb" not in call.path, f"the server opened {call.path}"
+
+
+def segments_go_last(calls: list[Call]) -> int:
+    """How many were removed; AssertionError for one that went before a checkpoint and both notes."""
+    last_written: dict[str, int] = {}
+    checkpoints: list[Call] = []
+    notes: dict[str, Call] = {}
+    gone = 0
+    for call in calls:
+        if call.result < 0:
+            continue
+        if call.name == "write" and call.path.endswith(".journal"):
+            last_written[call.path] = call.ended
+        elif call.name == "fdatasync" and call.path.endswith(".duckdb"):
+            checkpoints.append(call)
+        elif call.name == "rename" and call.path.endswith(".position"):
+            notes[pathlib.Path(call.path).name] = call
+        elif call.name == "unlink" and call.path.endswith(".journal"):
+            gone += 1
+            since = last_written[call.path]
+            assert any(c.began > since and c.ended < call.began for c in checkpoints), f"{call.path} went before a checkpoint"
+            assert len(notes) == 2 and all(n.began > since and n.ended < call.began for n in notes.values()), (
+                f"{call.path} went before the files had it")
+    return gone

@@ -7,10 +7,13 @@ clean stop; each acknowledgement is then looked up in what it wrote down.
 
 import json
 import pathlib
+import re
 
 from tests.reliability.trace import Call, Trace, record
 
 ROUNDS, SHORT = 2000, 60
+
+_SERIAL = re.compile(rb'"serial": "\d+-\d+"')
 
 
 def run(rounds: int, folder: pathlib.Path) -> str:
@@ -71,24 +74,28 @@ def the_server_leaves_the_database_alone(trace: Trace) -> None:
 
 
 def segments_go_last(calls: list[Call]) -> int:
-    """How many were removed; AssertionError for one that went before a checkpoint and both notes."""
-    last_written: dict[str, int] = {}
+    """How many were removed; AssertionError for one of whose webhooks not each had been committed, checkpointed and noted."""
+    calls = [call for call in calls if call.result >= 0]
+    serials: dict[str, set[bytes]] = {}
+    committed: dict[bytes, int] = {}
     checkpoints: list[Call] = []
     notes: dict[str, Call] = {}
     gone = 0
     for call in calls:
-        if call.result < 0:
-            continue
         if call.name == "write" and call.path.endswith(".journal"):
-            last_written[call.path] = call.ended
+            serials.setdefault(call.path, set()).update(_SERIAL.findall(call.strings[0]))
+        elif call.name == "write" and call.path.endswith(".duckdb.wal"):
+            committed.update(dict.fromkeys(_SERIAL.findall(call.strings[0]), call.ended))
         elif call.name == "fdatasync" and call.path.endswith(".duckdb"):
             checkpoints.append(call)
         elif call.name == "rename" and call.path.endswith(".position"):
             notes[pathlib.Path(call.path).name] = call
         elif call.name == "unlink" and call.path.endswith(".journal"):
             gone += 1
-            since = last_written[call.path]
-            assert any(c.began > since and c.ended < call.began for c in checkpoints), f"{call.path} went before a checkpoint"
-            assert len(notes) == 2 and all(n.began > since and n.ended < call.began for n in notes.values()), (
-                f"{call.path} went before the files had it")
+            for serial in serials[call.path]:
+                assert serial in committed, f"{call.path} went before the database had {serial}"
+                assert any(c.began > committed[serial] and c.ended < call.began for c in checkpoints), (
+                    f"{call.path} went before a checkpoint")
+            last = max(c.ended for c in calls if c.name == "write" and c.path == call.path and c.ended < call.began)
+            assert len(notes) == 2 and all(n.began > last for n in notes.values()), f"{call.path} went before the files had it"
     return gone

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import time
 from dataclasses import dataclass
 
 from tests.reliability.load import Load
@@ -98,8 +99,8 @@ def _whole(text: str):
         if rest.endswith(_UNFINISHED):
             open_calls[thread] = (name, rest[: -len(_UNFINISHED)], began)
             continue
-        if (done := _RESULT.match(rest)) and done[2] != "?":
-            yield thread, name, done[1], int(done[2]), began, place
+        if done := _RESULT.match(rest):
+            yield thread, name, done[1], -1 if done[2] == "?" else int(done[2]), began, place
     for thread, (name, arguments, began) in open_calls.items():
         yield thread, name, arguments, -1, began, 1 << 60  # it never came back
 
@@ -121,8 +122,10 @@ def record(folder: pathlib.Path, posts: int) -> tuple[list[Trace], list[Load]]:
     for life in range(2):
         output = folder / f"trace-{life}"
         bridge = traced(folder / "data", output, LOAD_INTERVAL="0.05", STOP_TIMEOUT="60").start()
-        load = Load(bridge, clients=4, first=life * 1_000_000).start()
-        eventually(lambda: load.count >= posts, "load gets through", patience=120)
+        load = Load(bridge, clients=4, first=life * 1_000_000, pause=0.02 * life).start()
+        # The second life is long enough for the writer to come by what it might let go too early.
+        enough = time.monotonic() + 2.5 * life
+        eventually(lambda: load.count >= posts and time.monotonic() > enough, "load gets through", patience=120)
         if life == 0:
             bridge.kill()
         load.stop()

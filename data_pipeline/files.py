@@ -224,8 +224,9 @@ class FilesWriter:
             except Exception as problem:
                 log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
                           exc_info=not isinstance(problem, OSError))
-                if self._stopping.wait(2.0):
+                if last:
                     return
+                self._stopping.wait(2.0)
                 continue
             if count == BATCH or count and last:
                 continue

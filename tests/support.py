@@ -73,6 +73,11 @@ class RunningBridge:
         return self.log_path.read_text()
 
     @property
+    def complaints(self) -> str:
+        """What the log says beside the requests."""
+        return "".join(line for line in self.log.splitlines(keepends=True) if " INFO " not in line)
+
+    @property
     def log_path(self) -> pathlib.Path:
         return self.data_dir.parent / f"{self.data_dir.name}.log"
 

@@ -9,7 +9,7 @@ import time
 
 from tests.reliability.shim import Unable
 
-BATTERIES = ("crash", "order")
+BATTERIES = ("crash", "order", "full-disk")
 
 
 def battery(name: str):

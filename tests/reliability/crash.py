@@ -122,8 +122,8 @@ class Crashes:
         self.bridge.start()
         assert self.bridge.post("/uw", {"topic": "load", "serial": f"last-{self.kills}"}) == 200
         self.slowest = max(self.slowest, time.monotonic() - began)
-        assert self.bridge.stop() == 0, self.bridge.log
-        log = self.bridge.log
+        assert self.bridge.stop() == 0, self.bridge.complaints
+        log = self.bridge.complaints
         # A torn tail of the journal is set aside; nothing else may be.
         assert all("damaged bytes" in line for line in log.splitlines() if "set aside" in line)
         assert "is damaged" not in log and "Traceback" not in log, log

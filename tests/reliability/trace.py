@@ -130,7 +130,7 @@ def record(folder: pathlib.Path, posts: int) -> tuple[list[Trace], list[Load]]:
             bridge.kill()
         load.stop()
         code = bridge.stop()
-        assert life == 0 or code == 0, bridge.log
+        assert life == 0 or code == 0, bridge.complaints
         assert not load.refused
         # The writer may end after the server, and strace after both.
         eventually(lambda: _has_ended(output), "strace has written everything down")

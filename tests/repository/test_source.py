@@ -135,8 +135,16 @@ def test_whoever_waits_is_woken_by_news_and_by_the_end():
     progress.wait_beyond(1000)
 
 
-def test_the_shared_cache_is_bounded():
+def test_the_shared_cache_is_bounded_in_records_and_in_bytes():
+    """One reader may be far ahead while the other waits for the database."""
     cache = Cache()
     for number in range(1, 2 * Cache.SIZE):
         cache.decode(segments.Record(number, webhook(number).encode()))
     assert len(cache._records) == Cache.SIZE
+    large = Webhook(AT, "::1", "", b" " * (Cache.BYTES // 4)).encode()
+    for number in range(2000, 2010):
+        cache.decode(segments.Record(number, large))
+        cache.decode(segments.Record(number, large))
+        cache.decode(segments.Record(number, large))
+    assert cache._bytes == sum(size for _, size in cache._records.values()) <= Cache.BYTES
+    assert list(cache._records) == [2007, 2008, 2009]

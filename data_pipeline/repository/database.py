@@ -89,6 +89,9 @@ class Database:
             yield con
             if checkpoint:
                 con.execute("CHECKPOINT")
+        except BaseException:
+            self._schema_seen = False  # it may be another file, put in its place
+            raise
         finally:
             con.close()
 
@@ -113,11 +116,16 @@ class Database:
                 return con
             except duckdb.Error as problem:
                 con.close()
-                if any(sign in str(problem) for sign in DAMAGE):
+                if self._is_damage(str(problem)):
                     raise DatabaseDamaged(str(problem)) from problem
                 if time.monotonic() >= until:
                     raise DatabaseBusy(str(problem)) from problem
                 time.sleep(0.02)
+
+    def _is_damage(self, said: str) -> bool:
+        """Whether DuckDB's message is about the file's content; the path and whoever holds it may have any name."""
+        said = said.replace(str(self.path), "")
+        return "Could not set lock" not in said and any(sign in said for sign in DAMAGE)
 
     def _attach(self) -> str:
         options = f"ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
@@ -137,13 +145,6 @@ class Database:
                 source.rename(aside.with_name(aside.name + ending))
         fsync_folder(self.path.parent)
         return aside
-
-    def _config(self) -> dict:
-        # The storage version may only be named for a file that is new.
-        settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-        if not self.path.exists():
-            settings["storage_compatibility_version"] = STORAGE_VERSION
-        return settings
 
 
 def last_id(con, table: str) -> int:

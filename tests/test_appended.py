@@ -5,6 +5,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -94,10 +95,18 @@ def die_everywhere(base: pathlib.Path) -> None:
             break
 
 
-def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(tmp_path):
-    script = f"import pathlib; from tests.test_appended import die_everywhere; die_everywhere(pathlib.Path({str(tmp_path)!r}))"
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory where there is one: what is tested here syncs thousands of times."""
+    shared = pathlib.Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        yield pathlib.Path(folder)
+
+
+def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(memory):
+    script = f"import pathlib; from tests.test_appended import die_everywhere; die_everywhere(pathlib.Path({str(memory)!r}))"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE)
-    roots = sorted(tmp_path.iterdir())
+    roots = sorted(memory.iterdir())
     assert len(roots) > 60
     for root in roots:
         assert contents(root) == EXPECTED, root.name

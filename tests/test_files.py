@@ -139,6 +139,28 @@ def test_a_restored_ticker_stays_in_latest_json(tmp_path):
     assert [(s.ticker, s.snapshot) for s in read_latest(tmp_path)] == [("NDX", {"spot": 2}), ("SPX", {"spot": 1})]
 
 
+@pytest.mark.parametrize("name", ["snapshot.json", "snapshot.csv", "metadata.json"])
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_restored_ticker_gets_files_that_a_power_cut_took(tmp_path, name, content):
+    views = Views(tmp_path)
+    views.update(snapshot({"spot": 1, "timestamp": 1}), AT)
+    views.write()
+    path = tmp_path / "gex/SPX" / name
+    before = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    views = Views(tmp_path)
+    views.restore(read_latest(tmp_path))
+    views.write()
+    if name == "metadata.json":
+        before, after = (json.loads(raw) | {"updated_at": None} for raw in (before, path.read_bytes()))
+        assert before == after
+    else:
+        assert path.read_bytes() == before
+
+
 def test_what_could_not_be_written_is_written_later(tmp_path):
     (tmp_path / "gex").write_bytes(b"a file in the way")
     views = Views(tmp_path)

@@ -63,22 +63,32 @@ class Cache:
     """Decoded records that the two readers share, so that a body is parsed once."""
 
     SIZE = 512
+    BYTES = 32 << 20  # of payloads; one reader may be far ahead while the other waits for the database
 
     def __init__(self):
+        # Guards all below; both readers come here.
         self._lock = threading.Lock()
-        self._records: collections.OrderedDict[int, object] = collections.OrderedDict()
+        self._records: collections.OrderedDict[int, tuple[object, int]] = collections.OrderedDict()
+        self._bytes = 0
 
     def decode(self, record: segments.Record):
         """Raises records.RecordError."""
         with self._lock:
-            found = self._records.pop(record.number, None)
+            found = self._take(record.number)
         if found is not None:
             return found  # both have it now
         found = records.decode(record.payload)
         with self._lock:
-            self._records[record.number] = found
-            if len(self._records) > self.SIZE:
-                self._records.popitem(last=False)
+            self._take(record.number)
+            self._records[record.number] = found, len(record.payload)
+            self._bytes += len(record.payload)
+            while len(self._records) > self.SIZE or self._bytes > self.BYTES:
+                self._take(next(iter(self._records)))
+        return found
+
+    def _take(self, number: int):
+        found, size = self._records.pop(number, (None, 0))
+        self._bytes -= size
         return found
 
 

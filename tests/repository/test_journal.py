@@ -47,7 +47,7 @@ def in_threads(count, work):
         begin.wait(PATIENCE)
         results[n] = work(n)
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    threads = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -136,7 +136,7 @@ def test_a_reader_beside_the_writer_sees_every_record_once_and_never_more_than_i
             if last and reader.position == journal.durable:
                 return
 
-    reading = threading.Thread(target=read)
+    reading = threading.Thread(target=read, daemon=True)
     reading.start()
     in_threads(4, lambda n: [append(journal, b"x" * 100) for _ in range(50)])
     done.set()
@@ -255,6 +255,35 @@ def test_failed_records_never_come_back_whatever_happens_after(journal):
     assert [(r.number, r.payload) for r in found if isinstance(r, Record)] == acknowledged
     assert not any(payload.startswith(b"lost") for _, payload in acknowledged)
     journal.close()
+
+
+def test_a_record_that_was_written_whole_in_a_batch_that_failed_does_not_come_back_after_a_restart(journal, monkeypatch):
+    append(journal, b"x" * 100)
+    real, outcomes = os.fdatasync, []
+
+    def held(fd):
+        """The first of three is held until the others wait: those are one batch."""
+        eventually(lambda: journal.position == 4)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", held)
+
+    def work(n):
+        try:
+            outcomes.append(append(journal, b"y" * 100))
+        except NotDurable:
+            outcomes.append(None)
+
+    # Room for two and a half, however the three are shared out among batches.
+    with files_limited_to(journal._path.stat().st_size + 2 * 120 + 60):
+        in_threads(3, work)
+    monkeypatch.undo()
+    kept = journal.durable
+    assert outcomes.count(None) == 4 - kept >= 1
+    again = reopened(journal)
+    assert again.durable == kept
+    assert [r.number for r in read_all(again.folder, 100)] == list(range(1, kept + 1))
+    again.close()
 
 
 def test_a_segment_that_cannot_be_begun_leaves_nothing_behind(journal):

@@ -20,6 +20,7 @@ FLUSH_EVENTS = 50
 FLUSH_INTERVAL = 2.0  # s
 RETRY_PAUSE = 60.0  # s
 RETRIES = 3
+TROUBLE_PAUSE = 0.5  # s, where even the note of what is to be written cannot be
 DEAD_LETTERS = "depth/dead-letter.jsonl"
 
 
@@ -74,6 +75,7 @@ class DepthPersistor:
         self._queue: queue.Queue[DepthEvent | None] = queue.Queue(QUEUE_SIZE)
         self._retries: dict[str, _Retry] = {}
         self._last = files.position
+        self.trouble = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="DepthPersistor", daemon=True)
 
@@ -117,10 +119,14 @@ class DepthPersistor:
                 self._retry_due(last_chance=ended)
                 if not batch:
                     self.files.settle()
-            except Exception:
-                log.exception("depth events cannot be written, they wait in the journal")
+                self.trouble = ""
+            except Exception as problem:
+                if str(problem) != self.trouble:  # one line, however long it lasts
+                    log.error("depth events cannot be written, they wait in the journal: %s", ascii(str(problem)),
+                              exc_info=not isinstance(problem, OSError))
+                self.trouble = str(problem)
                 if not ended:
-                    self._stopping.wait(1.0)
+                    time.sleep(TROUBLE_PAUSE)
             if ended:
                 break
 

@@ -195,6 +195,7 @@ class FilesWriter:
         self.views = Views(root)
         self.position = min(spots.position, depth.files.position)
         self.lines = 0
+        self.trouble = ""
         # What was handed on already, where a step has to be done again.
         self._spotted = spots.position
         self._offered = depth.files.position
@@ -222,12 +223,15 @@ class FilesWriter:
             try:
                 count = self._step()
             except Exception as problem:
-                log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
-                          exc_info=not isinstance(problem, OSError))
+                if str(problem) != self.trouble:  # one line, however long it lasts
+                    log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
+                              exc_info=not isinstance(problem, OSError))
+                self.trouble = str(problem)
                 if last:
                     return
                 self._stopping.wait(2.0)
                 continue
+            self.trouble = ""
             if count == BATCH or count and last:
                 continue
             if last:

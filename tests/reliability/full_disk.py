@@ -67,17 +67,18 @@ def fill(rounds: int, folder: pathlib.Path) -> tuple[float, int]:
         filler = data_dir / "filler"
         with RunningBridge(data_dir, LOAD_INTERVAL="0.05", STOP_TIMEOUT="60") as bridge:
             for number in range(rounds):
-                load = Load(bridge, clients=2, first=number * 1_000_000, pause=0.01).start()
-                eventually(lambda: load.count > 20)
-                _fill(filler)
-                _is_refused(bridge, FULL)
-                more = len(load.refused) + 40
-                eventually(lambda: len(load.refused) > more, "requests are refused")
-                filler.unlink()
-                slowest = max(slowest, _serves_again(bridge))
-                more = load.count + 20
-                eventually(lambda: load.count > more)
-                load.stop()
+                with Load(bridge, clients=2, first=number * 1_000_000, pause=0.01) as load:
+                    eventually(lambda: load.count > 20)
+                    _fill(filler)
+                    try:
+                        _is_refused(bridge, FULL)
+                        more = len(load.refused) + 40
+                        eventually(lambda: len(load.refused) > more, "requests are refused")
+                    finally:
+                        filler.unlink()
+                    slowest = max(slowest, _serves_again(bridge))
+                    more = load.count + 20
+                    eventually(lambda: load.count > more)
                 assert set(load.refused) == {500}
                 refused += len(load.refused)
                 add(acknowledged, load.acknowledged)
@@ -95,18 +96,19 @@ def fail(rounds: int, folder: pathlib.Path) -> tuple[float, int]:
         bridge.environment.update(shim.environment(*rules, switch=switch))
         with bridge:
             for number in range(rounds):
-                load = Load(bridge, clients=2, first=number * 1_000_000, pause=0.005).start()
-                eventually(lambda: load.count > 20)
-                switch.touch()
-                if told:
-                    _is_refused(bridge, told)
-                more = load.count + 40
-                eventually(lambda: load.refused if told else load.count > more)
-                if not told:
-                    eventually(lambda: bridge.log.count("cannot be written") > number, f"the log speaks of {rules}")
-                switch.unlink()
-                slowest = max(slowest, _serves_again(bridge))
-                load.stop()
+                with Load(bridge, clients=2, first=number * 1_000_000, pause=0.005) as load:
+                    eventually(lambda: load.count > 20)
+                    switch.touch()
+                    try:
+                        if told:
+                            _is_refused(bridge, told)
+                        more = load.count + 40
+                        eventually(lambda: load.refused if told else load.count > more)
+                        if not told:
+                            eventually(lambda: "cannot be written" in bridge.complaints, f"the log speaks of {rules}")
+                    finally:
+                        switch.unlink()
+                    slowest = max(slowest, _serves_again(bridge))
                 assert set(load.refused) == ({500} if told else set()), rules
                 refused += len(load.refused)
                 add(acknowledged, load.acknowledged)

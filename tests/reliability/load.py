@@ -41,6 +41,12 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def __enter__(self) -> "Load":
+        return self.start()
+
+    def __exit__(self, *exc) -> None:
+        self.stop()
+
     @property
     def count(self) -> int:
         return sum(map(len, self.acknowledged.values()))

@@ -213,6 +213,10 @@ def serve(settings: config.Settings) -> int:
     logs.configure(settings.debug, settings.log_json)
     _raise_file_limit()
     woken = threading.Event()
+    # The system may hand a signal to any thread; Python only takes note then, and a wait in this one would go on.
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
     def on_signal(number, frame):
         if woken.is_set():
@@ -231,7 +235,8 @@ def serve(settings: config.Settings) -> int:
     except OSError as problem:
         return _cannot_start(f"{problem.filename or f'{settings.host}:{settings.port}'}: {problem.strerror or problem}")
     log.info("Starting GEX bridge on %s:%d", settings.host, application.server.port)
-    woken.wait()
+    while not woken.is_set():
+        os.read(wake_read, 1)
     log.info("Stopping GEX bridge")
     if not application.stop():
         log.warning("not everything was flushed in time; it is in the journal and is done at the next start")

@@ -83,7 +83,7 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _append(path: pathlib.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(path.parent)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         before = os.fstat(fd).st_size
@@ -99,4 +99,3 @@ def _append(path: pathlib.Path, content: bytes) -> None:
         os.close(fd)
     if not before:  # new, or left empty by an attempt that failed
         atomic.fsync_folder(path.parent)
-        atomic.fsync_folder(path.parent.parent)

@@ -15,7 +15,7 @@ def replace(path: pathlib.Path, content: bytes, durable: bool = True) -> None:
     only a crash of the process.  The new file has mode 0644.  Raises OSError,
     and then leaves `path` as it was and no temporary file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}{ENDING}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -38,6 +38,14 @@ def write_all(fd: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Make a folder, and those above it that are missing; each survives a power cut.  Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: pathlib.Path) -> None:

@@ -169,6 +169,8 @@ def main() -> int:
     threading.stack_size(THREAD_STACK)
     turn = take_turn(settings.data_dir / "journal")
     for folder in ("raw/gex", "gex", "depth"):
+        atomic.make_folder(settings.data_dir / folder)
+        atomic.fsync_folder((settings.data_dir / folder).parent)
         atomic.clean(settings.data_dir / folder)
     writer = Writer(settings, args.journal)
     writer.start()

@@ -16,7 +16,7 @@ import time
 
 import duckdb
 
-from data_pipeline.atomic import ENDING, fsync_folder
+from data_pipeline.atomic import ENDING, fsync_folder, make_folder
 from data_pipeline.repository import schema
 
 # Readable by DuckDB 1.5 shells as well.
@@ -109,7 +109,7 @@ class Database:
             return 0
 
     def _open(self, wait: float):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         until = time.monotonic() + wait
         if not self.path.exists():
             self._create()

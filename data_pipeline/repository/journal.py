@@ -84,7 +84,8 @@ class Journal:
 
         Raises FolderInUse, and OSError where the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.folder)
+        atomic.fsync_folder(self.folder.parent)  # a kill may have come before that when the folder was made
         self._lock_fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

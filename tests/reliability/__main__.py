@@ -9,7 +9,7 @@ import time
 
 from tests.reliability.shim import Unable
 
-BATTERIES = ("crash", "order", "full-disk")
+BATTERIES = ("crash", "order", "full-disk", "disk-model")
 
 
 def battery(name: str):

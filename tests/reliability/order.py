@@ -32,6 +32,10 @@ def run(rounds: int, folder: pathlib.Path) -> str:
     )
 
 
+def is_acknowledgement(call: Call) -> bool:
+    return call.name == "sendto" and bool(call.strings) and call.strings[0].startswith(b"HTTP/1.0 2")
+
+
 def acknowledgements_follow_their_fsync(trace: Trace) -> int:
     """How many there were; AssertionError for one that came too early."""
     written: list[Call] = []
@@ -49,7 +53,7 @@ def acknowledgements_follow_their_fsync(trace: Trace) -> int:
             written.append(call)
         elif call.name in ("fsync", "fdatasync") and ".journal" in call.path and call.result == 0:
             synced.append(call)
-        elif call.name == "sendto" and call.strings and call.strings[0].startswith(b"HTTP/1.0 2"):
+        elif is_acknowledgement(call):
             count += 1
             _is_covered(call, requests[call.descriptor], written, synced)
     return count

@@ -56,6 +56,10 @@ class Disk:
             inside = {p: f for p, f in self.names.items() if p.startswith(here) and "/" not in p[len(here):]}
             self._syncing[id(call)] = (here, inside)
 
+    def _opened(self, call: Call) -> list | None:
+        # The number may be a pipe's by now.
+        return self._open.get((call.process, call.descriptor)) if call.path.startswith(self.root) else None
+
     def end(self, call: Call) -> bool:
         """Whether it changed anything."""
         return call.result >= 0 and bool(getattr(self, f"_{call.name}", lambda call: False)(call))
@@ -87,7 +91,7 @@ class Disk:
         return is_new
 
     def _write(self, call: Call) -> bool:
-        opened = self._open.get((call.process, call.descriptor))
+        opened = self._opened(call)
         if not opened or not opened[1]:
             return False
         at = len(opened[1].seen) if opened[2] else opened[3]
@@ -96,7 +100,7 @@ class Disk:
         return True
 
     def _pwrite64(self, call: Call) -> bool:
-        opened = self._open.get((call.process, call.descriptor))
+        opened = self._opened(call)
         if opened and opened[1]:
             self._put(opened[1], call.offset, call.strings[0][: call.result])
         return bool(opened)
@@ -107,7 +111,7 @@ class Disk:
         file.seen[at : at + len(data)] = data
 
     def _ftruncate(self, call: Call) -> bool:
-        opened = self._open.get((call.process, call.descriptor))
+        opened = self._opened(call)
         if opened and opened[1]:
             del opened[1].seen[call.offset :]
         return bool(opened)
@@ -240,7 +244,10 @@ class Failures:
         for load in self.loads:
             for kind, items in load.acknowledged.items():
                 expected[kind] += [item for item in items if _mark(kind, item) in acknowledged]
-        check_everything_once(bridge, expected)
+        try:
+            check_everything_once(bridge, expected)
+        except AssertionError as problem:
+            raise AssertionError(f"power failure {self.bridges}, {way}: {problem}") from problem
 
 
 def _mark(kind: str, item) -> str:

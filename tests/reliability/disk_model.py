@@ -10,12 +10,11 @@ and, for some, a real bridge is started, posted to and stopped.
 
 import pathlib
 import random
-import re
 import shutil
 
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import Journal
-from tests.reliability.load import acknowledgements, check_everything_once
+from tests.reliability.load import acknowledgements, check_everything_once, mark, marks
 from tests.reliability.order import is_acknowledgement
 from tests.reliability.trace import Call, Trace, record
 from tests.support import RunningBridge, gex_payload
@@ -204,7 +203,7 @@ class Failures:
                     continue
                 _follow(trace, call, requests, acknowledged)
                 if call.name == "unlink" and call.path.endswith(".journal") and call.result == 0:
-                    gone |= _marks(bytes(disk.names[call.path].seen))
+                    gone |= marks(bytes(disk.names[call.path].seen))
                 if disk.end(call):
                     yield disk, acknowledged, gone
 
@@ -225,7 +224,7 @@ class Failures:
         while parts := reader.read(journal.durable):
             for part in parts:
                 if isinstance(part, segments.Record):
-                    found |= _marks(part.payload)
+                    found |= marks(part.payload)
         journal.close()
         missing = acknowledged - gone - found
         assert not missing, f"{len(missing)} acknowledged records are not in the journal, {way}: {sorted(missing)[:3]}"
@@ -243,25 +242,11 @@ class Failures:
         expected = acknowledgements()
         for load in self.loads:
             for kind, items in load.acknowledged.items():
-                expected[kind] += [item for item in items if _mark(kind, item) in acknowledged]
+                expected[kind] += [item for item in items if mark(kind, item) in acknowledged]
         try:
             check_everything_once(bridge, expected)
         except AssertionError as problem:
             raise AssertionError(f"power failure {self.bridges}, {way}: {problem}") from problem
-
-
-def _mark(kind: str, item) -> str:
-    return {"uw": lambda: item, "gex": lambda: f"{item[0]}@{item[1]}", "link": lambda: item[1]}[kind]()
-
-
-def _marks(content: bytes) -> set[str]:
-    """What tells the payloads in a request or a record from each other, as `_mark` makes it of an acknowledgement."""
-    found = {m.decode() for m in re.findall(rb'"serial": "(\d+-\d+)"', content)}
-    found |= {m.decode() for m in re.findall(rb'https://example\.com/\d+-\d+\.json', content)}
-    for ticker, timestamp in re.findall(rb'"ticker": "(T\d+)", "kind": "\w+", "endpoint": "\w+", "received_at": "[^"]+",'
-                                        rb' "data": \{"timestamp": (\d+)', content):
-        found.add(f"{ticker.decode()}@{timestamp.decode()}")
-    return found
 
 
 def _follow(trace: Trace, call: Call, requests: dict[int, bytes], acknowledged: set) -> None:
@@ -272,7 +257,7 @@ def _follow(trace: Trace, call: Call, requests: dict[int, bytes], acknowledged: 
     elif call.name == "recvfrom" and call.result > 0 and call.descriptor in requests:
         requests[call.descriptor] += call.strings[0]
     elif is_acknowledgement(call) and call.result > 0:
-        acknowledged |= _marks(requests[call.descriptor].partition(b"\r\n\r\n")[2])
+        acknowledged |= marks(requests[call.descriptor].partition(b"\r\n\r\n")[2])
 
 
 def run(rounds: int, folder: pathlib.Path, seed: int = 7) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import threading
 
 from tests.support import RunningBridge, gex_payload, read, request, status_of
@@ -92,6 +93,20 @@ class Load:
         if status:
             self.refused.append(status)
         return None
+
+
+def mark(kind: str, item) -> str:
+    return {"uw": lambda: item, "gex": lambda: f"{item[0]}@{item[1]}", "link": lambda: item[1]}[kind]()
+
+
+def marks(content: bytes) -> set[str]:
+    """What tells the payloads in a request or a record from each other, as `mark` makes it of an acknowledgement."""
+    found = {m.decode() for m in re.findall(rb'"serial": "(\d+-\d+)"', content)}
+    found |= {m.decode() for m in re.findall(rb'https://example\.com/\d+-\d+\.json', content)}
+    for ticker, timestamp in re.findall(rb'"ticker": "(T\d+)", "kind": "\w+", "endpoint": "\w+", "received_at": "[^"]+",'
+                                        rb' "data": \{"timestamp": (\d+)', content):
+        found.add(f"{ticker.decode()}@{timestamp.decode()}")
+    return found
 
 
 def check_everything_once(bridge: RunningBridge, acknowledged: dict[str, list]) -> None:

@@ -12,7 +12,7 @@ from tests.support import RunningBridge, eventually
 
 CALLS = (
     "openat,write,pwrite64,sendto,recvfrom,fsync,fdatasync,rename,unlink,link,ftruncate,truncate,mkdir,accept4,execve,"
-    "clone,clone3,vfork,fork"
+    "clone,clone3,vfork,fork,connect"
 )
 STRING_LIMIT = 600_000  # bytes; longer ones would be cut, and that is refused below
 
@@ -133,14 +133,14 @@ def record(folder: pathlib.Path, posts: int) -> tuple[list[Trace], list[Load]]:
         assert life == 0 or code == 0, bridge.complaints
         assert not load.refused
         # The writer may end after the server, and strace after both.
-        eventually(lambda: _has_ended(output), "strace has written everything down")
+        eventually(lambda: has_ended(output), "strace has written everything down")
         traces.append(Trace(output.read_text(), end))
         end = traces[-1].end
         loads.append(load)
     return traces, loads
 
 
-def _has_ended(output: pathlib.Path) -> bool:
+def has_ended(output: pathlib.Path) -> bool:
     return not any(str(output) in _command_line(path) for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"))
 
 

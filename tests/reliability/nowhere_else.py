@@ -50,7 +50,7 @@ def payloads(rounds: int, canary: pathlib.Path, chance: random.Random):
 
 def run(rounds: int, folder: pathlib.Path, seed: int = 11) -> str:
     canary, output = folder / "canary", folder / "trace"
-    bridge = traced(folder / "data", output, STOP_TIMEOUT="60", HISTORY_DOWNLOAD_COMMAND=COMMAND, **SECRETS, **SERVICES)
+    bridge = traced(folder / "data", output, STOP_TIMEOUT="8", HISTORY_DOWNLOAD_COMMAND=COMMAND, **SECRETS, **SERVICES)
     bridge.flags = ("--poll-interval", "0.5", "--debug")
     accepted = links = 0
     with bridge:

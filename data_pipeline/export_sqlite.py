@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_pipeline import atomic
-from data_pipeline.repository import database, schema
+from data_pipeline.repository import database, magic, schema
 
 ROWS_AT_ONCE = 4096
 
@@ -73,7 +73,7 @@ def export(source: pathlib.Path, target: pathlib.Path, wait: float = 60.0, show:
         raise ExportError(f"{target} exists already; it stays as it is")
     if not source.exists():
         raise ExportError(f"there is no database at {source}")
-    database.refuse_foreign_file(source)
+    magic.refuse_foreign_file(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".{target.name[:100]}.{secrets.token_hex(6)}"
     beside = target.with_name(name + atomic.ENDING)

@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from data_pipeline import rows
 from data_pipeline.records import Gex, Link, Part, Webhook
 from data_pipeline.repository import schema
-from data_pipeline.rows import Rows, strikes
+from data_pipeline.rows import Rows
 from data_pipeline.store import TickerSnapshot
 from tests import strategies
 
 AT = "2025-11-09T15:16:17.123456"
 NOTHING = ([],) * 9
+
+
+def strikes(entries):
+    return rows.strikes(entries, json.dumps(entries))
 
 
 def gex(data, kind="snapshot", before=None, endpoint="gex_zero", received_at=None, webhook=None, ticker="SPX") -> Gex:
@@ -58,7 +62,7 @@ entry = uniform_entry | st.lists(odd, max_size=6) | st.tuples(odd, odd, odd, odd
 @settings(max_examples=300)
 @given(st.lists(uniform_entry, min_size=1, max_size=6) | nearly_uniform() | st.lists(entry, min_size=1, max_size=6))
 def test_the_fast_way_makes_the_same_columns_as_the_slow_one_wherever_it_applies(entries):
-    fast = rows._uniform_strikes(entries)
+    fast = rows._uniform_strikes(entries, json.dumps(entries))
     if fast is not None:
         # NaN equals nothing, and 0.0 equals -0.0: their texts tell.
         assert repr(fast) == repr(rows._any_strikes(entries))
@@ -67,7 +71,7 @@ def test_the_fast_way_makes_the_same_columns_as_the_slow_one_wherever_it_applies
 @given(st.lists(st.floats(1, 1e5, allow_nan=False).map(lambda x: round(x, 2)), min_size=1, max_size=50, unique=True))
 def test_the_fast_way_applies_to_what_gexbot_sends(levels):
     entries = [[strike, -1.5 * n, 2, [0.25, 1, 2, 3, n]] for n, strike in enumerate(levels)]
-    fast = rows._uniform_strikes(entries)
+    fast = rows._uniform_strikes(entries, json.dumps(entries))
     assert fast is not None
     assert repr(fast) == repr(rows._any_strikes(entries))
 

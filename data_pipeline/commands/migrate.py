@@ -28,7 +28,7 @@ def run(args, settings) -> int:
     import duckdb
 
     from data_pipeline import legacy, migrate
-    from data_pipeline.repository import database
+    from data_pipeline.repository import database, magic
 
     migration = migrate.Migration(args.old, settings.database, args.merge, args.prefer, args.report)
     if args.dry_run and not args.report:

@@ -32,7 +32,7 @@ SQLITE_TYPES = {"VARCHAR": "text", "BIGINT": "integer", "DOUBLE": "real"}
 DEFAULTS = {"endpoint": "unknown", "status": "pending", "attempts": 0, "created_at": "", "updated_at": "", "received_at": ""}
 
 # Rows a batch that SQLite hands over: few where a row may be megabytes of JSON.
-STRIKES_AT_ONCE, PAYLOADS_AT_ONCE = 122_880, 256
+STRIKES_AT_ONCE, PAYLOADS_AT_ONCE = 122_880, 32
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 

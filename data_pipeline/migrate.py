@@ -25,6 +25,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -132,7 +133,11 @@ class Migration:
     def look(self) -> dict[str, TableResult]:
         """A dry run: read everything, compare with what the target has, write nothing but a report that was asked for."""
         database.refuse_foreign_file(self.target)
-        with contextlib.closing(self.report), legacy.open_file(self.old, self.folder / "copy") as source:
+        with (
+            contextlib.closing(self.report),
+            tempfile.TemporaryDirectory(prefix="gex-bridge-") as scratch,
+            legacy.open_file(self.old, pathlib.Path(scratch)) as source,
+        ):
             self.not_ours = source.others
             for table in source.tables:
                 self._read(source, table, functools.partial(self._look_at, table))
@@ -245,7 +250,8 @@ class Migration:
                 self.results[table].source = sum(sums[table], Sums())
         self.report.sync()
         self._plan = {
-            "old": before,
+            "old": str(self.old.resolve()),
+            "fingerprint": before,
             "target_prefer": self.prefer,
             "token": secrets.token_hex(8),
             "report": str(self.report.path),
@@ -263,9 +269,9 @@ class Migration:
             plan = json.loads((self.folder / "plan.json").read_bytes())
         except FileNotFoundError:
             return False
-        if plan["old"] != legacy.fingerprint(self.old) or plan["target_prefer"] != self.prefer:
+        if plan["fingerprint"] != legacy.fingerprint(self.old) or plan["target_prefer"] != self.prefer:
             raise MigrationError(
-                f"an unfinished migration of {plan['old'].split(' ')[0]} with --prefer {plan['target_prefer']} is in"
+                f"an unfinished migration of {plan['old']}, as it was, with --prefer {plan['target_prefer']} is in"
                 f" {self.folder}: finish it with the same command, or remove that folder"
             )
         self._plan = plan
@@ -431,6 +437,8 @@ class Migration:
                     database.note_position(con, self._journal(table, number), 0)
                     con.commit()
                 time.sleep(PAUSE)
+        if self.report.lines:
+            self.report.add(table=None, problem="the move was taken back", outcome="the lines above count for nothing")
         self._finish()
 
     def _finish(self) -> None:

@@ -27,7 +27,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 
 import duckdb
@@ -334,7 +334,9 @@ class Migration:
                             database.note_last_id(con, table, max(last, database.last_id(con, table)))
                         # Each in a transaction of its own; where one has a key that is there already, it waits
                         # for the others.
-                        done = list(pool.map(lambda batch: self._move_new(con, *batch), batches))
+                        tried = [pool.submit(self._move_new, con, *batch) for batch in batches]
+                        wait(tried)  # none may be at work when the session closes, even if another failed
+                        done = [t.result() for t in tried]
                         for batch in itertools.compress(batches, map(operator.not_, done)):
                             self._move_among_others(con, *batch)
                     bar.update(sum(len(batch) for _, _, batch in batches))

@@ -278,19 +278,23 @@ def test_what_is_no_sqlite_file_is_refused(tmp_path, target, content):
 
 def test_rows_that_differ_after_the_move_are_taken_back(tmp_path, target, monkeypatch):
     monkeypatch.setattr(migrate, "BATCH_ROWS", 2)
+    monkeypatch.setattr(migrate, "SESSION_ROWS", 2)
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(n, f"{n}") for n in range(1, 6)]})
     insert(target, "universal_webhooks", webhook(1, '"live"'))
     before = duckdb_rows(target)
-    read = merge.put_new
+    put = merge.put_new
+    seen = []
 
     def damaging(con, table, batch, expected):
         if batch.column("id")[0].as_py() == 5:
+            seen.extend(con.execute("SELECT payload_json FROM universal_webhooks ORDER BY id").fetchall())
             batch = batch.set_column(2, "payload_json", [["damaged"]])
-        return read(con, table, batch, expected)
+        return put(con, table, batch, expected)
 
     monkeypatch.setattr(merge, "put_new", damaging)
     with pytest.raises(migrate.MigrationError, match="taken back"):
         move(old, target, merge=True, prefer="old")
+    assert [payload for (payload,) in seen] == ["1", "2", "3", "4"]  # so far it had been moved
     assert duckdb_rows(target) == before
 
 
@@ -316,7 +320,7 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path, target):
 import sys
 from data_pipeline import migrate
 migrate.BATCH_ROWS, migrate.SESSION_ROWS, migrate.PAUSE = 10, 20, 0.05
-migrate.Migration({str(old)!r}, {str(target)!r}, show=False).run()
+migrate.Migration({str(old)!r}, {str(target)!r}, prefer="old", show=False).run()
 """
     child = subprocess.Popen([sys.executable, "-c", script])
     moved = target.parent / f"{target.stem}.migrating"

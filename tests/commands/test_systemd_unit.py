@@ -48,6 +48,7 @@ def test_the_unit_names_this_installation(settings):
         word = lines[name].removeprefix("/opt/python ")
         if word.startswith('"'):
             word = word[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        assert "%" not in word.replace("%%", "")
         assert word.replace("%%", "%").replace("$$" if dollars else "$", "$") == value
     assert lines["User"] == "trader" and lines["Type"] == "notify" and lines["KillMode"] == "mixed"
     assert int(lines["TimeoutStopSec"]) > settings.stop_timeout

@@ -28,8 +28,8 @@ _INDENT = {"universal_webhooks": 28, "option_trades_events": 36}
 
 # In the order in which the original makes them.
 _ORDER = (
-    "gex_bridge_snapshots", "gex_bridge_strikes", "idx_bridge_strikes_ts", "idx_bridge_snapshots_ts", "gex_history_queue",
-    "idx_history_queue_status", "universal_webhooks", "option_trades_events",
+    "gex_bridge_snapshots", "gex_bridge_strikes", "idx_bridge_strikes_ts", "idx_bridge_snapshots_ts",
+    "gex_history_queue", "idx_history_queue_status", "universal_webhooks", "option_trades_events",
 )
 
 
@@ -102,7 +102,7 @@ def _copy_out(source: pathlib.Path, copy: pathlib.Path, wait: float) -> None:
 
 
 def _write(beside: pathlib.Path, copy: pathlib.Path, show: bool | None) -> dict[str, int]:
-    rows = {}
+    rows, disable = {}, None if show is None else not show
     with (
         duckdb.connect(str(copy), read_only=True) as live,
         contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as con,
@@ -115,7 +115,7 @@ def _write(beside: pathlib.Path, copy: pathlib.Path, show: bool | None) -> dict[
         for table in schema.TABLES:
             ((rows[table],),) = live.execute(f"SELECT count(*) FROM {table}").fetchall()
             insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(schema.columns(table)))})"
-            with tqdm(total=rows[table], desc=f"writing {table}", unit=" rows", disable=None if show is None else not show) as bar:
+            with tqdm(total=rows[table], desc=f"writing {table}", unit=" rows", disable=disable) as bar:
                 for batch in live.sql(f"FROM {table}").to_arrow_reader(ROWS_AT_ONCE):
                     con.executemany(insert, zip(*(column.to_pylist() for column in batch.columns)))
                     bar.update(len(batch))

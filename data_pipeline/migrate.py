@@ -21,7 +21,6 @@ import functools
 import itertools
 import json
 import operator
-import os
 import pathlib
 import secrets
 import shutil
@@ -35,6 +34,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_pipeline import atomic, legacy
+from data_pipeline.report import Report
 from data_pipeline.repository import database, merge, schema
 from data_pipeline.repository.merge import Sums
 
@@ -74,41 +74,6 @@ class TableResult:
         return not self.source.differs_from(self.gave_way + self.moved)
 
 
-class Report:
-    """JSON lines appended to `path`, which is made with the first line; path None only counts.
-
-    A line: `table`, `problem`, `outcome` (`not moved`, `null`, `default`,
-    `replaced`), and either `column` and `value` with `rowid` and `key`, or
-    the whole `row`.  Bytes are {"hex": …}.
-    """
-
-    def __init__(self, path: pathlib.Path | None):
-        self.path = path
-        self.lines = 0
-        self._file = None
-
-    def add(self, **line) -> None:
-        self.lines += 1
-        if self.path is None:
-            return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
-        self._file.write(json.dumps(line, default=_shown) + "\n")
-
-    def sync(self) -> None:
-        """On disk, before the rows it names are gone."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
-
-
 class Migration:
     """One move of the file `old` into the DuckDB file `target`.
 
@@ -131,7 +96,7 @@ class Migration:
         self._plan: dict = {}
 
     def look(self) -> dict[str, TableResult]:
-        """A dry run: read everything, compare with what the target has, write nothing but a report that was asked for."""
+        """A dry run: read everything, compare with what the target has, write only the report."""
         database.refuse_foreign_file(self.target)
         with (
             contextlib.closing(self.report),
@@ -402,7 +367,8 @@ class Migration:
             why = "its key comes again later" if row.pop("fate") == "again" else "another row has its key"
             self.report.add(table=table, problem=why, outcome="not moved", row=row)
         for row in outcome.replaced.to_pylist():
-            self.report.add(table=table, problem="the old file has another row with its key", outcome="replaced", row=row)
+            why = "the old file has another row with its key"
+            self.report.add(table=table, problem=why, outcome="replaced", row=row)
         self.report.sync()
         if outcome.mine is not batch:
             _write_table(self.folder / f"{table}.{number}.mine", outcome.mine)
@@ -498,7 +464,3 @@ def _write_table(path: pathlib.Path, rows: pa.Table) -> None:
 
 def _mapped(path: pathlib.Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _shown(value):
-    return {"hex": value.hex()} if isinstance(value, bytes) else str(value)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from data_pipeline import atomic, legacy
 from data_pipeline.report import Report
-from data_pipeline.repository import database, merge, schema
+from data_pipeline.repository import database, magic, merge, schema
 from data_pipeline.repository.merge import Sums
 
 # One of DuckDB's row groups: it then writes them straight into the file.
@@ -97,7 +97,7 @@ class Migration:
 
     def look(self) -> dict[str, TableResult]:
         """A dry run: read everything, compare with what the target has, write only the report."""
-        database.refuse_foreign_file(self.target)
+        magic.refuse_foreign_file(self.target)
         with (
             contextlib.closing(self.report),
             tempfile.TemporaryDirectory(prefix="gex-bridge-") as scratch,
@@ -110,7 +110,7 @@ class Migration:
 
     def run(self) -> dict[str, TableResult]:
         """Do it, or go on with it; raises MigrationError, LegacyError, DatabaseBusy, NotADatabase."""
-        database.refuse_foreign_file(self.target)
+        magic.refuse_foreign_file(self.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _only_one(self.folder), contextlib.closing(self.report):
             if not self._is_unfinished():
@@ -328,6 +328,7 @@ class Migration:
     def _move_new(self, con, table: str, number: int, batch: pa.Table) -> bool:
         """Whether the batch is in the tables now; if not, nothing of it is."""
         with con.cursor() as own:
+            own.execute(f"USE {database.CATALOG}")  # a cursor does not take that over
             if self._is_moved(own, table, number):
                 return True
             outcome = merge.put_new(own, table, batch, self._expected(table, number))

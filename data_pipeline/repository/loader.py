@@ -9,12 +9,15 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import duckdb
 import pyarrow
 
 from data_pipeline.repository import upserts
-from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, note_position, position
+from data_pipeline.repository.database import (
+    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position,
+)
 from data_pipeline.rows import Rows
 
 log = logging.getLogger("webhook")
@@ -55,6 +58,8 @@ class Loader:
         self.safe = 0
         self.sessions = self.records = self.busy = self.set_aside = 0
         self.last_session = 0.0
+        self.last_link = 0
+        self.on_links: Callable[[], None] = lambda: None
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
         self._checkpoint_due = 0.0
@@ -72,8 +77,8 @@ class Loader:
 
     def stats(self) -> dict:
         return {
-            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
-            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records,
+            "last_link": self.last_link, "busy_retries": self.busy, "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
         }
 
     def _run(self) -> None:
@@ -122,6 +127,7 @@ class Loader:
         """Make the tables if they are missing, and see how far they are."""
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
+            self.last_link = last_id(con, "gex_history_queue")
         self.position = self.safe = found
 
     def _load(self, records: list) -> None:
@@ -143,11 +149,14 @@ class Loader:
                 except UNLOADABLE as problem:
                     self._apply_halves(con, kept, problem)
                     self._apply(con, Rows(), upto)
+            self.last_link = last_id(con, "gex_history_queue")
         self.position = upto
         if checkpoint:
             self.safe = upto
         self.sessions += 1
         self.records += len(records)
+        if rows.links:
+            self.on_links()
         self.last_session = time.monotonic() - began
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
 

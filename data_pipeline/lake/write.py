@@ -1,0 +1,170 @@
+"""Rows into the lake: one partition merged as a whole, in pieces of bounded size."""
+
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, Iterator, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import dataset
+
+from data_pipeline.lake import layout
+from data_pipeline.lake.layout import KINDS, Partition
+from data_pipeline.repository import schema
+
+SORTED_BY = {"snapshots": ("timestamp",), "strikes": ("timestamp", "strike")}
+
+# Strikes that are in memory at once (a row group): some 20 MB.
+ROWS_AT_ONCE = 150_000
+
+_ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
+
+
+class Written(NamedTuple):
+    """Rows of the partition after a merge."""
+
+    snapshots: int
+    strikes: int
+
+
+def arrow_schema(kind: str) -> pa.Schema:
+    """The columns of the lake's files: the table's, in order, then `ts`."""
+    fields = [pa.field(name, _ARROW[declared.split()[0]]) for name, declared in schema.TABLES[KINDS[kind]]]
+    return pa.schema(fields + [pa.field("ts", pa.timestamp("us", tz="UTC"))])
+
+
+def merge(
+    root: pathlib.Path, partition: Partition, times: pa.Table, fresh: Callable[[str, int, int], pa.Table],
+    progress: Callable[[int], None] | None = None,
+) -> Written:
+    """Put rows of one partition into the lake; rows of the same key that are there give way to them.
+
+    times: `timestamp` and `strikes_count` of each new snapshot.  fresh(kind,
+    start, end): the new rows of that kind with start <= timestamp < end, with
+    at least the live table's columns; of equal keys the last row stays.  The
+    strikes of a snapshot replace that snapshot's strikes in the lake as a
+    whole; a snapshot without strikes leaves them.  progress: called with the
+    number of strike rows written each time.
+
+    The strikes' file is put in place before the snapshots': a reader that
+    finds a snapshot finds its strikes.  A crash in between leaves both files
+    whole, the snapshots older; the same merge again ends the matter.
+    """
+    with layout.writing(root) as staging:
+        old = {kind: _Old(kind, layout.file_of(root, kind, partition)) for kind in KINDS}
+        spans = _spans(partition, times, old["snapshots"])
+        rows = {}
+        for kind in ("strikes", "snapshots"):
+            pieces = (old[kind].with_fresh(fresh(kind, *span), *span) for span in spans)
+            rows[kind] = _write(staging / f"{kind}.parquet", kind, pieces, progress if kind == "strikes" else None)
+        for kind in ("strikes", "snapshots"):
+            if rows[kind]:
+                layout.publish(root, staging / f"{kind}.parquet", old[kind].path)
+    return Written(rows["snapshots"], rows["strikes"])
+
+
+class _Old:
+    """The partition as it is."""
+
+    def __init__(self, kind: str, path: pathlib.Path):
+        self.path = path
+        self._schema = arrow_schema(kind).remove(len(arrow_schema(kind)) - 1)
+        self._data = dataset.dataset(path, format="parquet", partitioning=None) if path.exists() else None
+
+    def between(self, start: int, end: int, columns: list[str]) -> pa.Table:
+        inside = (dataset.field("timestamp") >= start) & (dataset.field("timestamp") < end)
+        return self._data.to_table(columns=columns, filter=inside)
+
+    def times(self, start: int, end: int) -> pa.Table | None:
+        return self._data and self.between(start, end, ["timestamp", "strikes_count"])
+
+    def with_fresh(self, fresh: pa.Table, start: int, end: int) -> pa.Table:
+        """The new rows after the old ones that no new row stands for."""
+        fresh = fresh.select(self._schema.names).cast(self._schema)
+        if self._data is None:
+            return fresh
+        kept = self.between(start, end, self._schema.names)
+        gone = pc.is_in(kept["timestamp"], fresh["timestamp"].combine_chunks())
+        return pa.concat_tables([kept.filter(pc.invert(gone)), fresh])
+
+
+def _spans(partition: Partition, times: pa.Table, old: _Old) -> list[tuple[int, int]]:
+    """The day cut into spans of seconds, [from, to), of about ROWS_AT_ONCE strikes each."""
+    first, end = partition.bounds
+    known = old.times(first, end)
+    if known:
+        times = pa.concat_tables([times, known.cast(times.schema)])
+    times = times.sort_by("timestamp")
+    strikes = pc.max_element_wise(times["strikes_count"].fill_null(1), 1)
+    piece = pc.divide(pc.cumulative_sum(strikes), ROWS_AT_ONCE)
+    cuts = times.set_column(1, "piece", piece).group_by("piece").aggregate([("timestamp", "min")])["timestamp_min"]
+    edges = [first] + sorted(set(cuts.to_pylist()) - {first})[1:] + [end]
+    return list(zip(edges, edges[1:]))
+
+
+def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress) -> int:
+    """Write each piece, sorted, as a row group, while the next is made; returns the rows."""
+    made = arrow_schema(kind)
+    plain = [f.name for f in made if pa.types.is_floating(f.type) and f.name != "strike" or f.name.endswith("_json")]
+    rows = 0
+    with (
+        pq.ParquetWriter(
+            path, made, compression="zstd", use_dictionary=[n for n in made.names if n not in plain],
+            sorting_columns=[pq.SortingColumn(made.names.index(c)) for c in SORTED_BY[kind]],
+        ) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="lake-read") as ahead,
+    ):
+        following = ahead.submit(next, pieces, None)
+        while (piece := following.result()) is not None:
+            following = ahead.submit(next, pieces, None)
+            table = _with_ts(_sorted(piece, SORTED_BY[kind]))
+            if table.num_rows:
+                writer.write_table(table, row_group_size=table.num_rows)
+            rows += table.num_rows
+            if progress:
+                progress(table.num_rows)
+    return rows
+
+
+def _with_ts(table: pa.Table) -> pa.Table:
+    micros = pc.multiply(table["timestamp"], 1_000_000).cast(pa.timestamp("us", tz="UTC"))
+    return table.append_column("ts", micros)
+
+
+def _sorted(table: pa.Table, keys: tuple[str, ...]) -> pa.Table:
+    """Sorted by the keys, which are not null; of rows with equal keys the last stays."""
+    if not _ascending(table, keys):
+        # sort_indices is not stable over several keys without one that tells rows apart
+        numbered = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+        order = pc.sort_indices(numbered, sort_keys=[(k, "ascending") for k in (*keys, "_row")])
+        table = table.take(order)
+    same = _compared(table, keys, pc.equal)
+    if pc.any(same).as_py():
+        table = table.filter(pa.concat_arrays([pc.invert(same), pa.array([True])]))
+    return table
+
+
+def _ascending(table: pa.Table, keys: tuple[str, ...]) -> bool:
+    less = pa.array([False] * max(table.num_rows - 1, 0))
+    for key in reversed(keys):
+        before, after = _neighbours(table, key)
+        less = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), less))
+    # Equal keys count as not ascending: which of them is the last must then be looked at.
+    return pc.all(less, min_count=0).as_py()
+
+
+def _compared(table: pa.Table, keys: tuple[str, ...], compare) -> pa.Array:
+    result = None
+    for key in keys:
+        one = compare(*_neighbours(table, key))
+        result = one if result is None else pc.and_(result, one)
+    return result
+
+
+def _neighbours(table: pa.Table, key: str) -> tuple[pa.Array, pa.Array]:
+    values = table[key].combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    return values.slice(0, max(len(values) - 1, 0)), values.slice(1)
+

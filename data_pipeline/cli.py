@@ -15,6 +15,9 @@ from data_pipeline import __version__, config
 # subcommand -> module of data_pipeline.commands
 COMMANDS = {
     "serve": "serve",
+    "import": "import_history",
+    "history": "history",
+    "archive": "archive",
 }
 
 

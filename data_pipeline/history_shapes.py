@@ -20,7 +20,7 @@ from typing import Iterator, NamedTuple
 
 ARRAY, LINES, SLOW = "array", "lines", "slow"
 
-PIECE = 6 << 20
+PIECE = 3 << 20
 
 # One record at most: 50,000 strikes.  A longer one is bad.
 RECORD_LIMIT = 4 << 20

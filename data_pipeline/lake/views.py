@@ -40,13 +40,30 @@ def _select(kind: str, root: pathlib.Path) -> str:
     # A strike of the lake gives way to *any* strike of the same snapshot in
     # the live table: strikes of two versions of a snapshot are never mixed.
     return (
-        f"{live} UNION ALL SELECT {columns}, {ts} FROM {_files(root / kind)} AS lake WHERE NOT EXISTS"
+        f"{live} UNION ALL SELECT {columns}, {ts} FROM {files(root / kind, '/*/*/*/*.parquet')} AS lake WHERE NOT EXISTS"
         f" (SELECT 1 FROM {table} AS live WHERE live.ticker = lake.ticker"
         f" AND live.timestamp = lake.timestamp AND live.endpoint = lake.endpoint)"
     )
 
 
-def _files(folder: pathlib.Path) -> str:
-    plain = "".join(f"[{c}]" if c in "*?[" else c for c in str(folder)).replace("'", "''")
+def files(path: pathlib.Path, pattern: str = "") -> str:
+    """DuckDB's read_parquet of a file, or of a pattern below a folder; ticker and endpoint are always text."""
+    # A path is a pattern to DuckDB, in which [x] stands for x.
+    plain = "".join(f"[{c}]" if c in "*?[" else c for c in str(path)).replace("'", "''")
     types = "{'ticker': VARCHAR, 'endpoint': VARCHAR, 'date': DATE}"
-    return f"read_parquet('{plain}/*/*/*/*.parquet', hive_partitioning = true, hive_types = {types})"
+    return f"read_parquet('{plain}{pattern}', hive_partitioning = true, hive_types = {types})"
+
+
+def refresh(database: pathlib.Path, lake_root: pathlib.Path, wait: float = 10.0) -> bool:
+    """Make the views of an existing database as the lake is now; False if it stayed busy (its owner then does it)."""
+    from data_pipeline.repository.database import Database, DatabaseBusy
+
+    if not database.exists():
+        return True
+    try:
+        with Database(database).session(wait) as con:
+            for statement in view_statements(lake_root):
+                con.execute(statement)
+    except DatabaseBusy:
+        return False
+    return True

@@ -53,10 +53,10 @@ def merge(
     """
     with layout.writing(root) as staging:
         old = {kind: _Old(kind, layout.file_of(root, kind, partition)) for kind in KINDS}
-        spans = _spans(partition, times, old["snapshots"])
+        day = spans(partition, times, old["snapshots"])
         rows = {}
         for kind in ("strikes", "snapshots"):
-            pieces = (old[kind].with_fresh(fresh(kind, *span), *span) for span in spans)
+            pieces = (old[kind].with_fresh(fresh(kind, *span), *span) for span in day)
             rows[kind] = _write(staging / f"{kind}.parquet", kind, pieces, progress if kind == "strikes" else None)
         for kind in ("strikes", "snapshots"):
             if rows[kind]:
@@ -77,7 +77,7 @@ class _Old:
         return self._data.to_table(columns=columns, filter=inside)
 
     def times(self, start: int, end: int) -> pa.Table | None:
-        return self._data and self.between(start, end, ["timestamp", "strikes_count"])
+        return self.between(start, end, ["timestamp", "strikes_count"]) if self._data else None
 
     def with_fresh(self, fresh: pa.Table, start: int, end: int) -> pa.Table:
         """The new rows after the old ones that no new row stands for."""
@@ -89,11 +89,12 @@ class _Old:
         return pa.concat_tables([kept.filter(pc.invert(gone)), fresh])
 
 
-def _spans(partition: Partition, times: pa.Table, old: _Old) -> list[tuple[int, int]]:
+def spans(partition: Partition, times: pa.Table, old: _Old | None = None) -> list[tuple[int, int]]:
     """The day cut into spans of seconds, [from, to), of about ROWS_AT_ONCE strikes each."""
     first, end = partition.bounds
-    known = old.times(first, end)
-    if known:
+    known = old.times(first, end) if old else None
+    times = times.select(["timestamp", "strikes_count"])
+    if known is not None:
         times = pa.concat_tables([times, known.cast(times.schema)])
     times = times.sort_by("timestamp")
     strikes = pc.max_element_wise(times["strikes_count"].fill_null(1), 1)

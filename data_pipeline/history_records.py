@@ -41,7 +41,8 @@ _MACROS = (
     "CREATE MACRO number_seconds(x) AS CASE WHEN x > 1e11 THEN x / 1000 ELSE x END",
     "CREATE MACRO in_range(x) AS CASE WHEN x >= 0 AND x <= 1e11 THEN CAST(trunc(x) AS BIGINT) END",
     "CREATE MACRO iso_seconds(t) AS CASE WHEN isfinite(t) THEN epoch_us(t) / 1000000 END",
-    "CREATE MACRO seconds(t) AS in_range(coalesce(number_seconds(TRY_CAST(t AS DOUBLE)), iso_seconds(TRY_CAST(t AS TIMESTAMP))))",
+    "CREATE MACRO seconds(t) AS in_range(coalesce(number_seconds(TRY_CAST(t AS DOUBLE)),"
+    " iso_seconds(TRY_CAST(t AS TIMESTAMPTZ))))",
 )
 
 _RECORDS = f"""
@@ -105,8 +106,8 @@ class Parser:
     def _connection(self):
         if not hasattr(self._own, "con"):
             self._own.con = duckdb.connect(config=self._settings)
-            for macro in _MACROS:
-                self._own.con.execute(macro)
+            for statement in ("SET TimeZone = 'UTC'", *_MACROS):  # ISO text without an offset is UTC
+                self._own.con.execute(statement)
         return self._own.con
 
 

@@ -10,7 +10,6 @@ and from there on the file is read slowly and exactly, one JSON value after the
 other, over what is damaged to the next record that is whole.
 """
 
-import gzip
 import itertools
 import json
 import pathlib
@@ -31,6 +30,7 @@ _ARRAY_END = re.compile(rb"\]\s*\}?\s*\Z")
 _GAP = re.compile(rb"\}\s*,\s*(?=\{)")
 _BETWEEN = re.compile(r"[\s,]*")
 _DATA = re.compile(r'"data"\s*:\s*\[')
+_CLOSED = re.compile(r"\]\s*\}?\s*(?![\s,}])")
 # Where the next record may begin after one that cannot be read.
 _NEXT = re.compile(r'(?<=[\]}])\s*,?\s*(?=\{\s*")|\n\s*(?=\{)')
 
@@ -53,7 +53,7 @@ class Pieces:
         self._file = open(path, "rb")
         packed = self._file.read(2) == b"\x1f\x8b"
         self._file.seek(0)
-        self._plain = gzip.GzipFile(fileobj=self._file) if packed else self._file
+        self._plain = _Unzipped(self._file) if packed else self._file
         self._again: list[bytes] = []
         self._in_array = False
         self._rest = self._block().removeprefix(_BOM)
@@ -82,10 +82,7 @@ class Pieces:
             yield Piece(b"", some, True)
 
     def _block(self) -> bytes:
-        try:
-            return self._plain.read(PIECE)
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return b""
+        return self._plain.read(PIECE)
 
     def _blocks(self) -> Iterator[bytes]:
         yield from self._again
@@ -127,6 +124,31 @@ class Pieces:
             return Piece(text, [line for line in text.split(b"\n") if line.strip()], False)
         cuts = [0] + [cut for gap in _GAP.finditer(text) for cut in (gap.start() + 1, gap.end())] + [len(text)]
         return Piece(text, [text[a:b] for a, b in zip(cuts[::2], cuts[1::2])], False)
+
+
+class _Unzipped:
+    """What is in a gzip file.  The standard library's reader gives nothing of the last block before a break; this does."""
+
+    def __init__(self, file):
+        self._file, self._packed, self._member = file, b"", zlib.decompressobj(31)
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes, fewer at the end or where the file is broken."""
+        plain = b""
+        while len(plain) < size and (self._packed or self._fill()):
+            if self._member.eof:
+                self._member = zlib.decompressobj(31)
+            try:
+                plain += self._member.decompress(self._packed, size - len(plain))
+            except zlib.error:
+                self._packed, self._file = b"", None
+                break
+            self._packed = self._member.unconsumed_tail or self._member.unused_data
+        return plain
+
+    def _fill(self) -> bool:
+        self._packed = self._file.read(1 << 18) if self._file else b""
+        return bool(self._packed)
 
 
 def _last_gap(text: bytes) -> int:
@@ -176,7 +198,13 @@ def _records(blocks: Iterator[bytes], in_array: bool) -> Iterator[bytes | None]:
                 yield from _unwrapped(value, buffer[position:end])
                 position = _BETWEEN.match(buffer, end).end()
             buffer = buffer[position:]
-            if in_array and buffer[:1] == "]" or ended and not buffer:
+            if in_array and buffer[:1] == "]":
+                closed = _CLOSED.match(buffer)
+                if not closed:
+                    return  # other keys of the wrapper follow
+                in_array, buffer = False, buffer[closed.end() :]
+                continue
+            if ended and not buffer:
                 return
             if len(buffer) < RECORD_LIMIT and not ended:
                 break  # perhaps only cut by the block's end

@@ -19,7 +19,7 @@ KINDS = {"snapshots": "gex_bridge_snapshots", "strikes": "gex_bridge_strikes"}
 # One file of one name a partition: a replacement by rename is then atomic for every reader that lists folders.
 FILE = "part-0.parquet"
 
-# Hive's name for null; a ticker of that name would be read as none.
+# Hive's name for null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 DAY = 86400
@@ -52,15 +52,17 @@ class Partition(NamedTuple):
 def encoded(value: str) -> str:
     """A partition's value as Hive writes it: odd characters as %XX (UTF-8).
 
-    Raises LakeNameError for an empty text, one that is not valid Unicode, and
-    one too long for a folder's name.
+    Raises LakeNameError for an empty text, one that is not valid Unicode, one
+    too long for a folder's name, and the one that readers take for null.
     """
     name = percent_encoded(value)
     if not name or len(name) > LONGEST:
         raise LakeNameError(f"{ascii(value[:40])} is {'too long' if name else 'empty'} for a partition of the lake")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise LakeNameError(f"{ascii(value[:40])} is not valid Unicode")
-    return name.replace("_", "%5F", 1) if name == _HIVE_NULL else name
+    if name == _HIVE_NULL:
+        raise LakeNameError(f"{name} means no value to readers of the lake")
+    return name
 
 
 def day_of(timestamp: int) -> datetime.date:

@@ -135,37 +135,19 @@ def _with_ts(table: pa.Table) -> pa.Table:
 
 def _sorted(table: pa.Table, keys: tuple[str, ...]) -> pa.Table:
     """Sorted by the keys, which are not null; of rows with equal keys the last stays."""
-    if not _ascending(table, keys):
-        # sort_indices is not stable over several keys without one that tells rows apart
-        numbered = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
-        order = pc.sort_indices(numbered, sort_keys=[(k, "ascending") for k in (*keys, "_row")])
-        table = table.take(order)
-    same = _compared(table, keys, pc.equal)
-    if pc.any(same).as_py():
-        table = table.filter(pa.concat_arrays([pc.invert(same), pa.array([True])]))
-    return table
+    if table.num_rows < 2 or pc.all(_less(table, keys)).as_py():
+        return table  # the usual case, and far cheaper to see than to sort
+    numbered = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))  # makes the sort stable
+    table = table.take(pc.sort_indices(numbered, sort_keys=[(key, "ascending") for key in (*keys, "row")]))
+    return table.filter(pa.concat_arrays([_less(table, keys), pa.array([True])]))
 
 
-def _ascending(table: pa.Table, keys: tuple[str, ...]) -> bool:
-    less = pa.array([False] * max(table.num_rows - 1, 0))
+def _less(table: pa.Table, keys: tuple[str, ...]) -> pa.Array:
+    """For each row but the last: whether its keys are less than the next one's."""
+    less = None
     for key in reversed(keys):
-        before, after = _neighbours(table, key)
-        less = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), less))
-    # Equal keys count as not ascending: which of them is the last must then be looked at.
-    return pc.all(less, min_count=0).as_py()
-
-
-def _compared(table: pa.Table, keys: tuple[str, ...], compare) -> pa.Array:
-    result = None
-    for key in keys:
-        one = compare(*_neighbours(table, key))
-        result = one if result is None else pc.and_(result, one)
-    return result
-
-
-def _neighbours(table: pa.Table, key: str) -> tuple[pa.Array, pa.Array]:
-    values = table[key].combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-    return values.slice(0, max(len(values) - 1, 0)), values.slice(1)
-
+        values = pa.concat_arrays(table[key].chunks)
+        before, after = values.slice(0, len(values) - 1), values.slice(1)
+        here = pc.less(before, after)
+        less = here if less is None else pc.or_(here, pc.and_(pc.equal(before, after), less))
+    return less

@@ -97,13 +97,15 @@ def _due(con, before: datetime.date, result: ArchiveResult) -> tuple[list[Partit
     return due, sum(count for *_, count in rows)
 
 
-def _move(database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult) -> tuple[int, int]:
+def _move(
+    database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult
+) -> tuple[int, int]:
     """Merge one day and delete its rows; how many of them went."""
     gone = {kind: 0 for kind in KINDS}
     for _ in range(TRIES):
         first, end = partition.bounds
         times = _rows(database, wait, "snapshots", partition, first, end, "timestamp, strikes_count")
-        merge(root, partition, times, lambda kind, a, b: _rows(database, wait, kind, partition, a, b), None)
+        merge(root, partition, times, lambda kind, a, b: _rows(database, wait, kind, partition, a, b))
         unchanged = True
         for start, stop in spans(partition, times):
             with database.session(wait) as con:
@@ -122,14 +124,17 @@ def _move(database: Database, root: pathlib.Path, partition: Partition, wait: fl
     return gone["snapshots"], gone["strikes"]
 
 
-def _rows(database: Database, wait: float, kind: str, partition: Partition, start: int, end: int, columns: str = "*") -> pa.Table:
+def _rows(
+    database: Database, wait: float, kind: str, partition: Partition, start: int, end: int, columns: str = "*"
+) -> pa.Table:
     with database.session(wait, checkpoint=False) as con:
         return con.sql(
             f"SELECT {columns} FROM {KINDS[kind]} WHERE {_OF}", params=[partition.ticker, partition.endpoint, start, end]
         ).to_arrow_table()
 
 
-_OF = "ticker = ? AND endpoint = ? AND timestamp >= ? AND timestamp < ?"
+# The rows of a span; numbered, for the condition may stand in a query twice.
+_OF = "ticker = $1 AND endpoint = $2 AND timestamp >= $3 AND timestamp < $4"
 
 
 def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int) -> dict[str, int] | None:
@@ -146,11 +151,12 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
             if con.execute(f"SELECT count(*) FROM ({live})", parameters).fetchone() == (0,):
                 continue
             lake = f"SELECT {columns} FROM {files(layout.file_of(root, kind, partition))} WHERE {_OF}"
-            missing = con.execute(f"SELECT count(*) FROM ({live} EXCEPT {lake})", parameters * 2).fetchone()[0]
+            missing = con.execute(f"SELECT count(*) FROM ({live} EXCEPT {lake})", parameters).fetchone()[0]
             if missing:
                 con.execute("ROLLBACK")
                 return None
-            _compare(con, kind, live, f"{lake} AND (ticker, endpoint, timestamp) IN (SELECT (ticker, endpoint, timestamp) FROM ({live}))", parameters)
+            # Strikes of a snapshot go as a whole, so the lake has exactly these for the snapshots that are live.
+            _compare(con, kind, live, f"{lake} AND timestamp IN (SELECT timestamp FROM {table} WHERE {_OF})", parameters)
         for statement in view_statements(root):  # before the rows go, the views must know where they went
             con.execute(statement)
         deleted = {
@@ -164,12 +170,14 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
 
 
 def _compare(con, kind: str, live: str, lake: str, parameters: list) -> None:
-    """Counts and sums of both; raises ArchiveFailed."""
+    """Counts and sums of both, NaN and infinity left out; raises ArchiveFailed."""
     numbers = [name for name, declared in schema.TABLES[KINDS[kind]] if declared.startswith(("DOUBLE", "BIGINT"))]
-    sums = ", ".join(["count(*)"] + [f"sum({name})" for name in numbers])
+    sums = ", ".join(
+        ["count(*)"] + [f"count({name}), sum(CAST({name} AS DOUBLE)) FILTER (abs({name}) < 1e200)" for name in numbers]
+    )
     ours = con.execute(f"SELECT {sums} FROM ({live})", parameters).fetchone()
-    theirs = con.execute(f"SELECT {sums} FROM ({lake})", parameters * 2).fetchone()
-    for name, one, other in zip(["rows"] + numbers, ours, theirs):
-        same = one == other or one is not None and other is not None and math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-6)
-        if not same:
+    theirs = con.execute(f"SELECT {sums} FROM ({lake})", parameters).fetchone()
+    what = ["rows"] + [f"{of} {name}" for name in numbers for of in ("count of", "sum of")]
+    for name, one, other in zip(what, ours, theirs):
+        if one != other and (one is None or other is None or not math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-6)):
             raise ArchiveFailed(f"{kind}: {name} is {one} in the tables and {other} in the lake")

@@ -107,11 +107,11 @@ class Download:
             with contextlib.closing(self._connect(parts)) as connection:
                 try:
                     connection.request("GET", _target(parts), headers=files.request_headers(_host_header(parts)))
-                    answer = connection.getresponse()
-                    if answer.status in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
-                        url = urljoin(url, answer.headers["Location"])
-                        continue
-                    return self._receive(answer, files)
+                    with contextlib.closing(connection.getresponse()) as answer:
+                        if answer.status in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
+                            url = urljoin(url, answer.headers["Location"])
+                            continue
+                        return self._receive(answer, files)
                 except (OSError, http.client.HTTPException, ValueError) as problem:
                     raise DownloadFailed(self._ended or _plain(problem)) from None
                 finally:

@@ -158,7 +158,7 @@ def test_scans_and_views_work_without_a_lake_and_without_a_database(data_dir):
 def test_the_views_work_from_any_working_directory(data_dir, tmp_path):
     put(data_dir, day(3))
     live(data_dir, [])
-    code = f"import duckdb; print(duckdb.connect({str(database(data_dir).path)!r}, read_only=True).sql('SELECT count(*) FROM gex_strikes_all').fetchone()[0])"
+    code = f"import duckdb; print(duckdb.connect({str(database(data_dir).path)!r}, read_only=True).execute('SELECT count(*) FROM gex_strikes_all').fetchone()[0])"
     assert subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout == "9\n"
 
 

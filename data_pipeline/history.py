@@ -10,7 +10,6 @@ import datetime
 import hashlib
 import json
 import pathlib
-import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -96,9 +95,8 @@ def import_file(
     if not again and _imported(note, root, ticker, endpoint):
         result.known = True
         return result
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=root) as name:
-        rows = _Rows(pathlib.Path(name), result)
+    with layout.scratch(root) as scratch:
+        rows = _Rows(scratch, result)
         _read(path, rows, result, told)
         rows.close()
         _merge_days(root, rows, result, told)

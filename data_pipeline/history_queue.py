@@ -5,6 +5,7 @@ DATA_DIR at a time, so a row that is `started` when it begins was left by a
 crash.
 """
 
+import contextlib
 import pathlib
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ PAUSES = (60, 300)
 
 # A text for the table; a client's host name or a server's answer may be longer than anyone wants.
 ERROR_LIMIT = 1000
+
+
+_AGO = "strftime(make_timestamp(epoch_us(now())) - INTERVAL {} SECOND, '%Y-%m-%d %H:%M:%S')"
 
 
 class Job(NamedTuple):
@@ -33,10 +37,12 @@ class HistoryQueue:
     """The queue in the database file, in sessions of its own; one thread at a time.
 
     wait: seconds for the file to be free.  Raises DatabaseBusy after them.
+    lock: held during each session, for a process in which others open the
+    file too: DuckDB refuses two openings in one process that differ.
     """
 
-    def __init__(self, database: pathlib.Path, wait: float = 30.0):
-        self._database, self._wait = Database(database), wait
+    def __init__(self, database: pathlib.Path, wait: float = 30.0, lock=None):
+        self._database, self._wait, self._lock = Database(database), wait, lock or contextlib.nullcontext()
         self._recovered = False
 
     def take(self) -> Job | None:
@@ -46,12 +52,12 @@ class HistoryQueue:
         is over.  The first call finds those that a crash left started: they
         are pending again, or failed where no attempt is left.
         """
-        with self._database.session(self._wait) as con:
+        with self._lock, self._database.session(self._wait) as con:
             if not self._recovered:
                 self._recover(con)
                 self._recovered = True
             due = " OR ".join(
-                f"(attempts = {n} AND updated_at <= strftime(make_timestamp(epoch_us(now())) - INTERVAL {pause} SECOND, '%Y-%m-%d %H:%M:%S'))"
+                f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})"
                 for n, pause in enumerate(PAUSES, 1)
             )
             row = con.execute(
@@ -60,12 +66,15 @@ class HistoryQueue:
             ).fetchone()
             if row is None:
                 return None
-            con.execute(f"UPDATE gex_history_queue SET status = 'started', attempts = ?, updated_at = {NOW} WHERE id = ?", [row[4], row[0]])
+            con.execute(
+                f"UPDATE gex_history_queue SET status = 'started', attempts = ?, updated_at = {NOW} WHERE id = ?",
+                [row[4], row[0]],
+            )
             return Job(*row)
 
     def finish(self, job_id: int, status: str, last_error: str | None) -> None:
         """Write down what became of a job: completed, failed, or pending again."""
-        with self._database.session(self._wait) as con:
+        with self._lock, self._database.session(self._wait) as con:
             con.execute(
                 f"UPDATE gex_history_queue SET status = ?, last_error = ?, updated_at = {NOW} WHERE id = ?",
                 [status, last_error and last_error[:ERROR_LIMIT], job_id],
@@ -73,7 +82,7 @@ class HistoryQueue:
 
     def retry(self, job_id: int) -> bool:
         """Make a row pending, as new; False if there is none of that id."""
-        with self._database.session(self._wait) as con:
+        with self._lock, self._database.session(self._wait) as con:
             changed = con.execute(
                 f"UPDATE gex_history_queue SET status = 'pending', attempts = 0, last_error = NULL, updated_at = {NOW}"
                 " WHERE id = ? RETURNING id", [job_id],
@@ -82,7 +91,7 @@ class HistoryQueue:
 
     def start(self, job_id: int) -> Job | None:
         """Mark this row as started, whatever it was; None if there is none."""
-        with self._database.session(self._wait) as con:
+        with self._lock, self._database.session(self._wait) as con:
             row = con.execute(
                 f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
                 " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts", [job_id],
@@ -91,7 +100,7 @@ class HistoryQueue:
 
     def rows(self) -> list[dict]:
         """The whole table, oldest first."""
-        with self._database.session(self._wait, checkpoint=False) as con:
+        with self._lock, self._database.session(self._wait, checkpoint=False) as con:
             found = con.execute("SELECT * FROM gex_history_queue ORDER BY id")
             names = [column[0] for column in found.description]
             return [dict(zip(names, row)) for row in found.fetchall()]

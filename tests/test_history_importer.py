@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -142,12 +143,14 @@ def test_a_ticker_is_a_value_wherever_it_goes(path, tmp_path, web, ticker):
     assert not (tmp_path / "x").exists() and not list(tmp_path.parent.glob("*.parquet"))
 
 
-def test_the_thread_works_when_woken_and_stops_in_time(path, tmp_path, web):
+def test_the_thread_works_when_woken_and_stops_in_time(path, tmp_path, web, monkeypatch):
     web.files["/a.json"] = json.dumps(day(2)).encode()
-    add(path)
-    one = importer(path, tmp_path)
+    monkeypatch.setattr("data_pipeline.history_importer.LOOK_EVERY", 3600.0)
+    lock = threading.Lock()
+    one = HistoryImporter(HistoryQueue(path, lock=lock), tmp_path, ("127.0.0.1",), 1 << 30)
     one.start()
-    add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
+    with lock:
+        add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
     one.wake()
     wait_until(lambda: one.stats()["completed"] == 1)
     assert one.stop(10)

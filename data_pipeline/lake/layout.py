@@ -102,18 +102,27 @@ def _values(folder: pathlib.Path, key: str) -> list[_Level]:
 
 
 @contextlib.contextmanager
-def writing(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Hold the lake's lock; yields a new folder for files in the making.
-
-    One writer at a time, among all processes; others wait.  What a crash left
-    half made is removed first: whoever holds the lock knows it has no owner.
-    The folder is outside `snapshots/` and `strikes/`, so no reader's pattern
-    finds what is in it, and on the same file system, so a rename is enough.
-    """
+def _locked(root: pathlib.Path) -> Iterator[None]:
+    """Hold the lake's lock, one among all processes; others wait."""
     root.mkdir(parents=True, exist_ok=True)
     fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def writing(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Hold the lake's lock; yields a new folder for files in the making.
+
+    What a crash left half made is removed first: whoever holds the lock knows
+    it has no owner.  The folder is outside `snapshots/` and `strikes/`, so no
+    reader's pattern finds what is in it, and on the same file system, so a
+    rename is enough.
+    """
+    with _locked(root):
         shutil.rmtree(root / ".staging", ignore_errors=True)
         staging = root / ".staging" / secrets.token_hex(6)
         staging.mkdir(parents=True)
@@ -121,6 +130,41 @@ def writing(root: pathlib.Path) -> Iterator[pathlib.Path]:
             yield staging
         finally:
             shutil.rmtree(root / ".staging", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder of one's own in the lake for as long as needed, without its lock; those of the dead are removed.
+
+    Its owner holds a lock on the folder itself, which ends with the process.
+    """
+    with _locked(root):
+        for folder in root.glob(".import-*"):
+            with _held(folder) as ours:
+                if ours:
+                    shutil.rmtree(folder, ignore_errors=True)
+        made = root / f".import-{secrets.token_hex(6)}"
+        made.mkdir()
+        held = contextlib.ExitStack()
+        held.enter_context(_held(made))
+    with held:
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path) -> Iterator[bool]:
+    """Whether the lock on a folder could be taken; it is held until the end."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(fd)
 

@@ -7,11 +7,15 @@ What a record becomes (GEXBot's classic chain): its row of
 19 of every 20 bytes; all else that the provider sends, known or not, is kept.
 """
 
+import array
+import itertools
 import json
+import re
 import threading
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.history_shapes import Piece
 
@@ -27,6 +31,8 @@ NAMES = {
     "major_neg_oi": ("major_neg_oi", "mneg_oi"),
     "delta_risk_reversal": ("delta_risk_reversal",),
 }
+
+_STRIKES_KEY = re.compile(rb'"strikes"\s*:\s*\[')
 
 _FIELDS = json.dumps(
     {"timestamp": "VARCHAR", **{name: "DOUBLE" for names in NAMES.values() for name in names}, "max_priors": "JSON"}
@@ -49,8 +55,9 @@ _RECORDS = f"""
     SELECT n, is_json, x IS NOT NULL AS is_object, x.timestamp AS given, seconds(x.timestamp) AS timestamp,
         {', '.join(f"coalesce({', '.join(f'finite(x.{n})' for n in names)}) AS {c}" for c, names in NAMES.items())},
         CASE WHEN json_type(x.max_priors) = 'ARRAY' THEN spaced(x.max_priors) ELSE '[]' END AS max_priors_json, raw_payload_json
-    FROM (SELECT n, json IS NOT NULL AS is_json, json_transform(json, '{_FIELDS}') AS x,
-        json_merge_patch(json, '{{"strikes": null, "max_priors": null}}') AS raw_payload_json FROM piece)"""
+    FROM (SELECT n, json IS NOT NULL AS is_json, json_transform(rest, '{_FIELDS}') AS x,
+        json_merge_patch(rest, '{{"strikes": null, "max_priors": null}}') AS raw_payload_json
+        FROM (SELECT n, json, CASE WHEN json_valid(rest) THEN rest ELSE json END AS rest FROM piece))"""
 
 _STRIKES = f"""
     SELECT n, timestamp, strike, gamma_now, vanna,
@@ -88,20 +95,19 @@ class Parser:
         """
         con = self._connection()
         numbers = pa.array(range(first, first + len(piece.records)), pa.int64())
+        rest = _texts([record and _without_strikes(record) for record in piece.records])
         try:
-            con.register("piece", pa.table({"n": numbers, "json": self._texts(con, piece)}))
+            texts = _texts(piece.records)
+            if piece.exact:
+                # What Python reads may still be none to DuckDB, as half of a surrogate pair.
+                con.register("texts", pa.table({"json": texts}))
+                texts = con.sql("SELECT CASE WHEN json_valid(json) THEN json END AS json FROM texts").to_arrow_table()["json"]
+            con.register("piece", pa.table({"n": numbers, "json": texts, "rest": rest}))
             return con.sql(_RECORDS).to_arrow_table(), con.sql(_STRIKES).to_arrow_table()
         except (pa.ArrowInvalid, duckdb.InvalidInputException) as problem:
+            if piece.exact:
+                raise
             raise NotAllJson(str(problem)) from problem
-
-    def _texts(self, con, piece: Piece) -> pa.Array:
-        texts = pa.array(piece.records, pa.binary())
-        if not piece.exact:
-            return texts.cast(pa.string())
-        # What Python reads may still be none to DuckDB: bytes that are no UTF-8, half of a surrogate pair.
-        texts = pa.array([r if r is not None and _is_utf8(r) else None for r in piece.records], pa.string())
-        con.register("texts", pa.table({"json": texts}))
-        return con.sql("SELECT CASE WHEN json_valid(json) THEN json END AS json FROM texts").to_arrow_table()["json"]
 
     def _connection(self):
         if not hasattr(self._own, "con"):
@@ -109,6 +115,32 @@ class Parser:
             for statement in ("SET TimeZone = 'UTC'", *_MACROS):  # ISO text without an offset is UTC
                 self._own.con.execute(statement)
         return self._own.con
+
+
+def _without_strikes(record: bytes) -> bytes | None:
+    """The record's text without its `strikes`, 19 of 20 bytes; None where they cannot be told by their look.
+
+    A list of numbers goes on to the next quotation mark.  Where that guess is
+    wrong, what is left is no JSON (or has no strikes to begin with), and the
+    whole record is parsed instead: it only saves time.
+    """
+    begin = _STRIKES_KEY.search(record)
+    end = record.find(b'"', begin.end()) if begin else -1
+    return record[: begin.start()] + record[end:] if end > 0 else None
+
+
+def _texts(records: list[bytes | None]) -> pa.Array:
+    """As text; null for None and for bytes that are no UTF-8."""
+    joined = b"".join(record or b"" for record in records)
+    ends = array.array("i", itertools.accumulate((len(record or b"") for record in records), initial=0))
+    missing = [record is None for record in records]
+    try:
+        joined.decode()
+    except UnicodeDecodeError:
+        missing = [record is None or not _is_utf8(record) for record in records]
+        return pa.array([None if gone else record for gone, record in zip(missing, records)], pa.string())
+    whole = pa.Array.from_buffers(pa.string(), len(records), [None, pa.py_buffer(ends), pa.py_buffer(joined)])
+    return pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), whole) if any(missing) else whole
 
 
 def _is_utf8(text: bytes) -> bool:

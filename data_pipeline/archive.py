@@ -129,7 +129,8 @@ def _rows(
 ) -> pa.Table:
     with database.session(wait, checkpoint=False) as con:
         return con.sql(
-            f"SELECT {columns} FROM {KINDS[kind]} WHERE {_OF}", params=[partition.ticker, partition.endpoint, start, end]
+            f"SELECT {columns} FROM {KINDS[kind]} WHERE {_OF}",
+            params=[partition.ticker, partition.endpoint, start, end],
         ).to_arrow_table()
 
 
@@ -156,11 +157,13 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
                 con.execute("ROLLBACK")
                 return None
             # Strikes of a snapshot go as a whole, so the lake has exactly these for the snapshots that are live.
-            _compare(con, kind, live, f"{lake} AND timestamp IN (SELECT timestamp FROM {table} WHERE {_OF})", parameters)
+            lake += f" AND timestamp IN (SELECT timestamp FROM {table} WHERE {_OF})"
+            _compare(con, kind, live, lake, parameters)
         for statement in view_statements(root):  # before the rows go, the views must know where they went
             con.execute(statement)
         deleted = {
-            kind: con.execute(f"DELETE FROM {table} WHERE {_OF}", parameters).fetchone()[0] for kind, table in KINDS.items()
+            kind: con.execute(f"DELETE FROM {table} WHERE {_OF}", parameters).fetchone()[0]
+            for kind, table in KINDS.items()
         }
         con.execute("COMMIT")
         return deleted

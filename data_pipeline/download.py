@@ -86,7 +86,8 @@ class Download:
             self._ended = self._ended or why
             if self._socket is not None:
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not TLS's own, which another thread is using
+                    # Not TLS's own shutdown: another thread is using it.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def run(self) -> Fetched:
         """Fetch it; raises DownloadFailed, Refused, and OSError for the disk."""
@@ -307,7 +308,7 @@ def _host_header(parts: SplitResult) -> str:
 
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return "".join(c if c.isascii() else "".join(f"%{b:02X}" for b in c.encode("utf-8", "surrogatepass")) for c in target)
+    return "".join(chr(b) if b < 128 else f"%{b:02X}" for b in target.encode("utf-8", "surrogatepass"))
 
 
 def _plain(problem: Exception) -> str:

@@ -188,14 +188,15 @@ class _Rows:
         if kind == "snapshots":
             self._records.append(table.select(["n", "timestamp"]))
         else:
-            distinct = table.select(["n", "strike"]).group_by(["n", "strike"]).aggregate([]) if table.num_rows else table
+            distinct = table.group_by(["n", "strike"]).aggregate([])
             self._counts.append(distinct.group_by("n").aggregate([([], "count_all")]))
 
     def close(self) -> None:
         """No more rows come; `times` is known now."""
         for file in self._files.values():
             file.close()
-        last = pa.concat_tables(self._records).group_by("timestamp").aggregate([("n", "max")]).rename_columns(["timestamp", "n"])
+        last = pa.concat_tables(self._records).group_by("timestamp").aggregate([("n", "max")])
+        last = last.rename_columns(["timestamp", "n"])
         counts = pa.concat_tables(self._counts).rename_columns(["n", "strikes_count"])
         times = last.join(counts, "n")
         self.times = times.set_column(2, "strikes_count", times["strikes_count"].fill_null(0)).sort_by("timestamp")

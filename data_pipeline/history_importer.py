@@ -99,7 +99,8 @@ class HistoryImporter:
 
     def _finish(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
         level = logging.WARNING if status == "failed" else logging.INFO
-        logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, trouble and f": {ascii(trouble)}" or "")
+        said = f": {ascii(trouble)}" if trouble else ""
+        logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, said)
         self._completed += status == "completed"
         self._failed += status == "failed"
         while True:
@@ -149,7 +150,8 @@ class HistoryImporter:
         try:
             (said,) = json.loads(out)["files"]
         except (ValueError, KeyError, TypeError):
-            logger.error("import of history job %d ended with %d: %s", job.id, child.returncode, ascii(err[-2000:].decode("utf-8", "replace")))
+            last = ascii(err[-2000:].decode("utf-8", "replace"))
+            logger.error("import of history job %d ended with %d: %s", job.id, child.returncode, last)
             raise ImportProblem(f"the import ended with code {child.returncode}") from None
         if said.get("error"):
             raise ImportProblem(said["error"])

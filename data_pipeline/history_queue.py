@@ -62,7 +62,8 @@ class HistoryQueue:
             )
             row = con.execute(
                 "SELECT id, url, ticker, endpoint, attempts + 1 FROM gex_history_queue"
-                f" WHERE status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due}) ORDER BY id LIMIT 1"
+                f" WHERE status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due})"
+                " ORDER BY id LIMIT 1"
             ).fetchone()
             if row is None:
                 return None
@@ -109,6 +110,7 @@ class HistoryQueue:
     def _recover(con) -> None:
         con.execute(
             "UPDATE gex_history_queue SET status = CASE WHEN attempts < ? THEN 'pending' ELSE 'failed' END,"
-            " last_error = CASE WHEN attempts < ? THEN last_error ELSE 'interrupted each time' END WHERE status = 'started'",
+            " last_error = CASE WHEN attempts < ? THEN last_error ELSE 'interrupted each time' END"
+            " WHERE status = 'started'",
             [ATTEMPTS, ATTEMPTS],
         )

@@ -38,6 +38,8 @@ _FIELDS = json.dumps(
     {"timestamp": "VARCHAR", **{name: "DOUBLE" for names in NAMES.values() for name in names}, "max_priors": "JSON"}
 )
 
+_ENTRIES = json.dumps({"timestamp": "VARCHAR", "strikes": [["JSON"]]})
+
 _MACROS = (
     # NaN and infinity are no numbers.
     "CREATE MACRO finite(x) AS CASE WHEN isfinite(x) THEN x END",
@@ -54,7 +56,8 @@ _MACROS = (
 _RECORDS = f"""
     SELECT n, is_json, x IS NOT NULL AS is_object, x.timestamp AS given, seconds(x.timestamp) AS timestamp,
         {', '.join(f"coalesce({', '.join(f'finite(x.{n})' for n in names)}) AS {c}" for c, names in NAMES.items())},
-        CASE WHEN json_type(x.max_priors) = 'ARRAY' THEN spaced(x.max_priors) ELSE '[]' END AS max_priors_json, raw_payload_json
+        CASE WHEN json_type(x.max_priors) = 'ARRAY' THEN spaced(x.max_priors) ELSE '[]' END AS max_priors_json,
+        raw_payload_json
     FROM (SELECT n, json IS NOT NULL AS is_json, json_transform(rest, '{_FIELDS}') AS x,
         json_merge_patch(rest, '{{"strikes": null, "max_priors": null}}') AS raw_payload_json
         FROM (SELECT n, json, CASE WHEN json_valid(rest) THEN rest ELSE json END AS rest FROM piece))"""
@@ -69,7 +72,7 @@ _STRIKES = f"""
             json_transform(entry[4], '["DOUBLE"]') AS past, entry[4] AS past_json
         FROM (SELECT n, timestamp, unnest(strikes) AS entry
             FROM (SELECT n, seconds(x.timestamp) AS timestamp, x.strikes AS strikes
-                FROM (SELECT n, json_transform(json, '{{"timestamp": "VARCHAR", "strikes": [["JSON"]]}}') AS x FROM piece)))
+                FROM (SELECT n, json_transform(json, '{_ENTRIES}') AS x FROM piece)))
         WHERE timestamp IS NOT NULL AND len(entry) >= 2)
     WHERE strike IS NOT NULL"""
 
@@ -101,7 +104,7 @@ class Parser:
             if piece.exact:
                 # What Python reads may still be none to DuckDB, as half of a surrogate pair.
                 con.register("texts", pa.table({"json": texts}))
-                texts = con.sql("SELECT CASE WHEN json_valid(json) THEN json END AS json FROM texts").to_arrow_table()["json"]
+                texts = con.sql("SELECT CASE WHEN json_valid(json) THEN json END FROM texts").to_arrow_table().column(0)
             con.register("piece", pa.table({"n": numbers, "json": texts, "rest": rest}))
             return con.sql(_RECORDS).to_arrow_table(), con.sql(_STRIKES).to_arrow_table()
         except (pa.ArrowInvalid, duckdb.InvalidInputException) as problem:

@@ -127,7 +127,7 @@ class Pieces:
 
 
 class _Unzipped:
-    """What is in a gzip file.  The standard library's reader gives nothing of the last block before a break; this does."""
+    """What is in a gzip file, up to where it breaks: the standard library's reader keeps the last block to itself."""
 
     def __init__(self, file):
         self._file, self._packed, self._member = file, b"", zlib.decompressobj(31)
@@ -180,7 +180,7 @@ def _records(blocks: Iterator[bytes], in_array: bool) -> Iterator[bytes | None]:
         ended = not block
         raw += block
         # A character may be cut by the block's end; bytes that are no UTF-8 stay what they are.
-        whole = len(raw) if ended else raw.rfind(b"\n") + 1 or max(raw.rfind(b"}"), raw.rfind(b","), raw.rfind(b"]")) + 1
+        whole = len(raw) if ended else max(raw.rfind(b"\n"), raw.rfind(b"}"), raw.rfind(b",")) + 1
         buffer += raw[:whole].decode("utf-8", "surrogateescape")
         raw = raw[whole:]
         while True:

@@ -15,12 +15,22 @@ def record(timestamp, strikes: int = 3, priors: int = 2, seed: int = 1, **more) 
 
     spot = round(5900 + number(3), 2)
     return {
-        "timestamp": timestamp, "ticker": "SPX", "min_dte": 0, "sec_min_dte": 1, "spot": spot, "zero_gamma": spot - 3,
-        "major_pos_vol": 5900.0, "major_pos_oi": 5950.0, "major_neg_vol": 5850.0, "major_neg_oi": 5800.0,
+        "timestamp": timestamp,
+        "ticker": "SPX",
+        "min_dte": 0,
+        "sec_min_dte": 1,
+        "spot": spot,
+        "zero_gamma": spot - 3,
+        "major_pos_vol": 5900.0,
+        "major_pos_oi": 5950.0,
+        "major_neg_vol": 5850.0,
+        "major_neg_oi": 5800.0,
         "strikes": [
             [5700.0 + 5 * i, number(5000), number(900), [number(5000) for _ in range(5)]] for i in range(strikes)
         ],
-        "sum_gex_vol": number(9000), "sum_gex_oi": number(9000), "delta_risk_reversal": number(0.1),
+        "sum_gex_vol": number(9000),
+        "sum_gex_oi": number(9000),
+        "delta_risk_reversal": number(0.1),
         "max_priors": [[5700.0 + 5 * rng.randrange(65), number(500)] for _ in range(priors)],
     } | more
 

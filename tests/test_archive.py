@@ -26,7 +26,8 @@ def fill(database, tmp_path, days=4, per_day=20, ticker="SPX", strikes=3):
         for d in range(days):
             for chain in day(per_day, start=DAY_START + 86400 * d, strikes=strikes):
                 con.execute(
-                    "INSERT INTO gex_bridge_snapshots VALUES (?, ?, 'gex_zero', 'majors', 'r', ?, NULL, 0.1, 1e300, 'NaN', 1, 2, 3, 4, ?, '{}', '[]', ?, 'u')",
+                    "INSERT INTO gex_bridge_snapshots VALUES (?, ?, 'gex_zero', 'majors', 'r', ?, NULL, 0.1, 1e300, 'NaN',"
+                    " 1, 2, 3, 4, ?, '{}', '[]', ?, 'u')",
                     [ticker, chain["timestamp"], chain["spot"], strikes, json.dumps(chain)],
                 )
                 for s in chain["strikes"]:
@@ -48,7 +49,13 @@ def everything(database):
 
 
 def live_days(database):
-    return [d for (d,) in ask(database, "SELECT DISTINCT strftime(make_timestamp(timestamp * 1000000), '%d') FROM gex_bridge_strikes ORDER BY 1")]
+    return [
+        d
+        for (d,) in ask(
+            database,
+            "SELECT DISTINCT strftime(make_timestamp(timestamp * 1000000), '%d') FROM gex_bridge_strikes ORDER BY 1",
+        )
+    ]
 
 
 def test_days_older_than_those_to_keep_move_and_the_views_show_the_same(database, tmp_path):
@@ -93,8 +100,16 @@ def test_live_rows_win_over_what_the_lake_had_of_the_same_keys(database, tmp_pat
 def test_a_late_row_for_an_archived_day_joins_it_in_the_next_run(database, tmp_path):
     fill(database, tmp_path, days=1)
     archive(database, tmp_path, 0, today=TODAY)
-    ask(database, f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot) VALUES ('SPX', {DAY_START + 500}, 'gex_zero', 7)")
-    ask(database, f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot) VALUES ('SPX', {DAY_START}, 'gex_zero', 8)")
+    ask(
+        database,
+        "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot)"
+        f" VALUES ('SPX', {DAY_START + 500}, 'gex_zero', 7)",
+    )
+    ask(
+        database,
+        "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot)"
+        f" VALUES ('SPX', {DAY_START}, 'gex_zero', 8)",
+    )
     before = everything(database)
     assert archive(database, tmp_path, 0, today=TODAY).snapshots == 2
     assert everything(database) == before
@@ -116,7 +131,10 @@ def test_a_row_that_changes_between_copy_and_delete_is_not_lost(database, tmp_pa
             ask(database, changes.pop())
         return written
 
-    changes = ["UPDATE gex_bridge_strikes SET gamma_now = 99 WHERE strike = 5700", "UPDATE gex_bridge_snapshots SET spot = 77"]
+    changes = [
+        "UPDATE gex_bridge_strikes SET gamma_now = 99 WHERE strike = 5700",
+        "UPDATE gex_bridge_snapshots SET spot = 77",
+    ]
     monkeypatch.setattr(module, "merge", merge_then_change)
     result = archive(database, tmp_path, 0, today=TODAY)
     assert (len(result.days), result.snapshots, result.strikes) == (1, 20, 60)
@@ -157,11 +175,19 @@ def test_keys_and_names_that_the_lake_cannot_have_stay_and_are_named(database, t
     fill(database, tmp_path, days=1, ticker="X" * 300)
     fill(database, tmp_path, days=1, ticker="")
     fill(database, tmp_path, days=1)
-    ask(database, f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) VALUES ('A', {DAY_START * 1000}, 'e'), ('A', -5, 'e'), ('A', {2**63 - 1}, 'e')")
+    ask(
+        database,
+        "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint)"
+        f" VALUES ('A', {DAY_START * 1000}, 'e'), ('A', -5, 'e'), ('A', {2**63 - 1}, 'e')",
+    )
     before = everything(database)
     result = archive(database, tmp_path, 0, today=TODAY)
     assert len(result.days) == 1 and result.snapshots == 20
-    assert sorted(result.left) == ["'' is empty for a partition of the lake", f"'{'X' * 40}' is too long for a partition of the lake", "3 snapshots whose key is not a time in seconds"]
+    assert sorted(result.left) == [
+        "'' is empty for a partition of the lake",
+        f"'{'X' * 40}' is too long for a partition of the lake",
+        "3 snapshots whose key is not a time in seconds",
+    ]
     assert everything(database) == before
 
 

@@ -74,11 +74,23 @@ def test_a_record_becomes_the_row_that_a_post_of_it_would_make(tmp_path):
     raw = json.loads(row.pop("raw_payload_json"))
     assert raw == {k: v for k, v in chain.items() if k not in ("strikes", "max_priors")}
     assert row == {
-        "ticker": "SPX", "timestamp": DAY_START, "endpoint": "gex_zero", "payload_kind": "snapshot", "received_at": None,
-        "spot": chain["spot"], "zero_gamma": chain["zero_gamma"], "net_gex_vol": chain["sum_gex_vol"],
-        "net_gex_oi": chain["sum_gex_oi"], "major_pos_vol": 5900.0, "major_neg_vol": 5850.0, "major_pos_oi": 5950.0,
-        "major_neg_oi": 5800.0, "delta_risk_reversal": chain["delta_risk_reversal"], "strikes_count": 3,
-        "max_change_json": "{}", "max_priors_json": json.dumps(chain["max_priors"]),
+        "ticker": "SPX",
+        "timestamp": DAY_START,
+        "endpoint": "gex_zero",
+        "payload_kind": "snapshot",
+        "received_at": None,
+        "spot": chain["spot"],
+        "zero_gamma": chain["zero_gamma"],
+        "net_gex_vol": chain["sum_gex_vol"],
+        "net_gex_oi": chain["sum_gex_oi"],
+        "major_pos_vol": 5900.0,
+        "major_neg_vol": 5850.0,
+        "major_pos_oi": 5950.0,
+        "major_neg_oi": 5800.0,
+        "delta_risk_reversal": chain["delta_risk_reversal"],
+        "strikes_count": 3,
+        "max_change_json": "{}",
+        "max_priors_json": json.dumps(chain["max_priors"]),
         "ts": datetime.datetime(2025, 1, 2, 14, 30, tzinfo=datetime.timezone.utc),
     }
     assert [r["history_json"] for r in rows(scan_strikes, tmp_path)] == [json.dumps(s[3]) for s in chain["strikes"]]
@@ -87,10 +99,17 @@ def test_a_record_becomes_the_row_that_a_post_of_it_would_make(tmp_path):
 @pytest.mark.parametrize(
     "given, seconds",
     [
-        (DAY_START, DAY_START), (float(DAY_START) + 0.9, DAY_START), (str(DAY_START), DAY_START),
-        (DAY_START * 1000 + 999, DAY_START), (str(DAY_START * 1000), DAY_START), ("2025-01-02T14:30:00Z", DAY_START),
-        ("2025-01-02T14:30:00.934Z", DAY_START), ("2025-01-02T14:30:00", DAY_START), ("2025-01-02 09:30:00-05:00", DAY_START),
-        ("2025-01-02T14:30:00+00:00", DAY_START), ("2025-01-02T14:30:00.123456+00:00", DAY_START),
+        (DAY_START, DAY_START),
+        (float(DAY_START) + 0.9, DAY_START),
+        (str(DAY_START), DAY_START),
+        (DAY_START * 1000 + 999, DAY_START),
+        (str(DAY_START * 1000), DAY_START),
+        ("2025-01-02T14:30:00Z", DAY_START),
+        ("2025-01-02T14:30:00.934Z", DAY_START),
+        ("2025-01-02T14:30:00", DAY_START),
+        ("2025-01-02 09:30:00-05:00", DAY_START),
+        ("2025-01-02T14:30:00+00:00", DAY_START),
+        ("2025-01-02T14:30:00.123456+00:00", DAY_START),
     ],
 )
 def test_timestamps_in_seconds_milliseconds_and_iso_are_the_same_second(tmp_path, given, seconds):
@@ -106,7 +125,15 @@ def test_the_spot_may_have_either_name(tmp_path):
 
 
 def test_the_other_names_of_sums_and_majors_are_understood(tmp_path):
-    chain = {"timestamp": DAY_START, "net_gex": 1, "net_gex_oi": "2.5", "mpos_vol": 3, "mneg_vol": 4, "mpos_oi": 5, "mneg_oi": 6}
+    chain = {
+        "timestamp": DAY_START,
+        "net_gex": 1,
+        "net_gex_oi": "2.5",
+        "mpos_vol": 3,
+        "mneg_vol": 4,
+        "mpos_oi": 5,
+        "mneg_oi": 6,
+    }
     imported(tmp_path, json.dumps([chain]))
     (row,) = rows(scan_snapshots, tmp_path)
     names = ("net_gex_vol", "net_gex_oi", "major_pos_vol", "major_neg_vol", "major_pos_oi", "major_neg_oi")
@@ -115,19 +142,42 @@ def test_the_other_names_of_sums_and_majors_are_understood(tmp_path):
 
 def test_ragged_strikes_keep_what_is_good_in_them(tmp_path):
     strikes = [
-        [1, 10], ["2", "20.5", None], [3, "x", 5, []], [4, 40, 4, [1, None, "3", "x"]], [5, 50, 5, [1, 2, 3, 4, 5, 6]],
-        [6], [], None, 7, {"strike": 8}, [None, 9], ["nine", 9], [10, 1], [10, 2], [11, 110, 1, 5], [12, 1, 1, "a,b"],
+        [1, 10],
+        ["2", "20.5", None],
+        [3, "x", 5, []],
+        [4, 40, 4, [1, None, "3", "x"]],
+        [5, 50, 5, [1, 2, 3, 4, 5, 6]],
+        [6],
+        [],
+        None,
+        7,
+        {"strike": 8},
+        [None, 9],
+        ["nine", 9],
+        [10, 1],
+        [10, 2],
+        [11, 110, 1, 5],
+        [12, 1, 1, "a,b"],
         [13, 1, 2, ["a,b", 1]],
     ]
-    text = json.dumps([record(DAY_START, strikes=0) | {"strikes": strikes}, record(DAY_START + 1) | {"strikes": "none"}])
+    text = json.dumps(
+        [record(DAY_START, strikes=0) | {"strikes": strikes}, record(DAY_START + 1) | {"strikes": "none"}]
+    )
     result = imported(tmp_path, text.replace("[3, ", "[3, ").replace("40, 4", "NaN, 4"))
     found = {r["strike"]: r for r in rows(scan_strikes, tmp_path)}
-    values = {s: (r["gamma_now"], r["vanna"], r["gamma_1m"], r["gamma_5m"], r["gamma_10m"], r["gamma_30m"]) for s, r in found.items()}
+    values = {
+        s: (r["gamma_now"], r["vanna"], r["gamma_1m"], r["gamma_5m"], r["gamma_10m"], r["gamma_30m"])
+        for s, r in found.items()
+    }
     assert values == {
-        1.0: (10.0, None, None, None, None, None), 2.0: (20.5, None, None, None, None, None),
-        3.0: (None, 5.0, None, None, None, None), 4.0: (None, 4.0, 1.0, None, 3.0, None),
-        5.0: (50.0, 5.0, 1.0, 2.0, 3.0, 5.0), 10.0: (2.0, None, None, None, None, None),
-        11.0: (110.0, 1.0, None, None, None, None), 12.0: (1.0, 1.0, None, None, None, None),
+        1.0: (10.0, None, None, None, None, None),
+        2.0: (20.5, None, None, None, None, None),
+        3.0: (None, 5.0, None, None, None, None),
+        4.0: (None, 4.0, 1.0, None, 3.0, None),
+        5.0: (50.0, 5.0, 1.0, 2.0, 3.0, 5.0),
+        10.0: (2.0, None, None, None, None, None),
+        11.0: (110.0, 1.0, None, None, None, None),
+        12.0: (1.0, 1.0, None, None, None, None),
         13.0: (1.0, 2.0, None, 1.0, None, None),
     }
     assert found[5.0]["history_json"] == "[1, 2, 3, 4, 5, 6]" and found[3.0]["history_json"] is None
@@ -137,7 +187,7 @@ def test_ragged_strikes_keep_what_is_good_in_them(tmp_path):
 
 
 BAD = {
-    "an element that is no object": (lambda t: t.replace("[", "[5, null, \"x\", [1], ", 1), 4, "not an object"),
+    "an element that is no object": (lambda t: t.replace("[", '[5, null, "x", [1], ', 1), 4, "not an object"),
     "no timestamp": (lambda t: t.replace('"timestamp"', '"time"', 1), 1, "no timestamp"),
     "a timestamp that is none": (lambda t: t.replace(str(DAY_START), '"soon"', 1), 1, "no usable timestamp ('soon')"),
     "a timestamp out of range": (lambda t: t.replace(str(DAY_START), "1e300", 1), 1, "no usable timestamp"),
@@ -171,13 +221,16 @@ def test_bad_records_are_counted_named_and_skipped(tmp_path, damage, shape):
 def test_of_a_file_cut_short_the_whole_records_are_kept(tmp_path, shape, packed):
     content = SHAPES[shape].encode()
     cut = content.rindex(b'"max_priors"') + 20
-    content = gzip.compress(content)[: -20] if packed else content[:cut]
+    content = gzip.compress(content)[:-20] if packed else content[:cut]
     result = imported(tmp_path, content)
     assert 1 <= result.bad <= 2 and result.snapshots >= (4 if not packed else 1)
     assert "not JSON" in result.trouble
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"not json at all", b'{"data": []}', b"[1, 2]", b"\x1f\x8bxx", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"null", b"not json at all", b'{"data": []}', b"[1, 2]", b"\x1f\x8bxx", b"[" * 100_000],
+)
 def test_a_file_with_no_good_record_fails_and_leaves_nothing(tmp_path, content):
     with pytest.raises(ImportFailed):
         imported(tmp_path, content)

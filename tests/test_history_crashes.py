@@ -1,4 +1,4 @@
-"""Imports and archives killed with SIGKILL at every stage: each partition is whole then, and in the end all is there once."""
+"""Imports and archives killed with SIGKILL at every stage: partitions are whole, and in the end all is there once."""
 
 import json
 import pathlib
@@ -22,7 +22,10 @@ DAYS, PER_DAY, STRIKES = 4, 40, 30
 
 def command(*args):
     return subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline", *map(str, args), "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "data_pipeline", *map(str, args), "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -63,13 +66,17 @@ def whole(data_dir, versions):
     for kind, rows in (("snapshots", PER_DAY), ("strikes", PER_DAY * STRIKES)):
         for path in (data_dir / "lake" / kind).glob("**/*.parquet"):
             found = pl.read_parquet(path, hive_partitioning=False)
-            assert found.height == rows and found.select("timestamp", *["strike"] * (kind == "strikes")).is_unique().all()
+            assert (
+                found.height == rows and found.select("timestamp", *["strike"] * (kind == "strikes")).is_unique().all()
+            )
             column = "spot" if kind == "snapshots" else "gamma_now"
             seen = set(found[column])
             assert any(seen <= version[kind] for version in versions), path
         if any((data_dir / "lake" / kind).glob("**/*.parquet")):
             with duckdb.connect() as con:
-                assert con.execute(f"SELECT count(*) % {rows} FROM '{data_dir}/lake/{kind}/**/*.parquet'").fetchall() == [(0,)]
+                assert con.execute(
+                    f"SELECT count(*) % {rows} FROM '{data_dir}/lake/{kind}/**/*.parquet'"
+                ).fetchall() == [(0,)]
 
 
 def version(chains):
@@ -133,4 +140,6 @@ def test_an_archive_killed_loses_and_doubles_nothing_and_the_next_one_finishes_i
     completed("archive", "--keep-days", 0, "--data-dir", tmp_path)
     assert everything(database) == before
     with database.session(30) as con:
-        assert con.execute("SELECT (SELECT count(*) FROM gex_bridge_snapshots), (SELECT count(*) FROM gex_bridge_strikes)").fetchone() == (0, 0)
+        assert con.execute(
+            "SELECT (SELECT count(*) FROM gex_bridge_snapshots), (SELECT count(*) FROM gex_bridge_strikes)"
+        ).fetchone() == (0, 0)

@@ -87,7 +87,9 @@ def test_what_a_crash_left_started_is_taken_again_but_not_for_ever(path):
     assert states(path)[1] == (2, "failed", 3, "interrupted each time")
 
 
-@pytest.mark.parametrize("attempts, ago, due", [(1, 30, False), (1, 90, True), (2, 90, False), (2, 400, True), (3, 10**6, False)])
+@pytest.mark.parametrize(
+    "attempts, ago, due", [(1, 30, False), (1, 90, True), (2, 90, False), (2, 400, True), (3, 10**6, False)]
+)
 def test_a_failed_job_is_taken_up_to_three_times_with_growing_pauses(path, attempts, ago, due):
     updated = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - ago))
     add(path, ("u1", "A", "e"), status="failed", attempts=attempts, updated=updated)
@@ -108,10 +110,17 @@ def test_links_become_rows_in_the_lake(path, tmp_path, web, caplog):
     web.files["/b.json"] = b"\n".join(json.dumps(c).encode() for c in day(5, start=DAY_START + 100)) + b"\n{broken"
     web.files["/c.json"] = b"[]"
     add(path, *((f"{web.url}/{n}.json?sig=SECRET", "SPX", "gex_zero") for n in "abcd"))
-    add(path, ("http://evil.example/x?sig=SECRET", "SPX", "gex_zero"), (f"{web.url}/a.json", "X" * 300, "e"), ("123", "45", "6"))
+    add(
+        path,
+        ("http://evil.example/x?sig=SECRET", "SPX", "gex_zero"),
+        (f"{web.url}/a.json", "X" * 300, "e"),
+        ("123", "45", "6"),
+    )
     assert worked_off(path, tmp_path) == [
-        (1, "completed", 1, None), (2, "completed", 1, "1 of 6 records skipped: record 6: not JSON"),
-        (3, "failed", 1, "no records in the file"), (4, "failed", 1, "the server answered 404"),
+        (1, "completed", 1, None),
+        (2, "completed", 1, "1 of 6 records skipped: record 6: not JSON"),
+        (3, "failed", 1, "no records in the file"),
+        (4, "failed", 1, "the server answered 404"),
         (5, "failed", 1, "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS"),
         (6, "failed", 1, f"'{'X' * 40}' is too long for a partition of the lake"),
         (7, "failed", 1, "only http:// and https:// addresses with a host are fetched"),
@@ -184,7 +193,9 @@ def test_a_database_that_is_held_costs_nothing_but_time(path, tmp_path, web, mon
     web.files["/a.json"] = json.dumps(day(2)).encode()
     add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
     code = f"import duckdb, sys; c = duckdb.connect({str(path)!r}); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout.readline() == "open\n"
         one = HistoryImporter(HistoryQueue(path, wait=0.01), tmp_path, ("127.0.0.1",), 1 << 30)
         one.start()

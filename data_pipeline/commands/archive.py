@@ -9,7 +9,9 @@ HELP = "move closed days from the live tables to the lake"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--keep-days", type=int, required=True, metavar="N", help="UTC days before today that stay in the live tables")
+    parser.add_argument(
+        "--keep-days", type=int, required=True, metavar="N", help="UTC days before today that stay in the live tables"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, no progress")
     config.add_flags(parser, only=("DATA_DIR",))
 
@@ -17,7 +19,8 @@ def add_arguments(parser) -> None:
 def run(args, settings) -> int:
     from data_pipeline.archive import ArchiveFailed, archive
     from data_pipeline.progress import Progress
-    from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, NotADatabase, refuse_foreign_file
+    from data_pipeline.repository import database
+    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged, NotADatabase
 
     if args.keep_days < 0:
         print("gex-bridge: --keep-days must be 0 or more", file=sys.stderr)
@@ -27,8 +30,8 @@ def run(args, settings) -> int:
         return 1
     progress = Progress("archive", quiet=args.json)
     try:
-        refuse_foreign_file(settings.database)
-        result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
+        database.refuse_foreign_file(settings.database)
+        result = archive(database.Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
     except (ArchiveFailed, DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return 1
@@ -37,7 +40,8 @@ def run(args, settings) -> int:
     if args.json:
         print(json.dumps(result.as_json()))
     else:
-        print(f"{result.snapshots:,} snapshots, {result.strikes:,} strikes moved, {len(result.days)} days, {result.seconds:.1f} s")
+        rows = f"{result.snapshots:,} snapshots, {result.strikes:,} strikes moved"
+        print(f"{rows}, {len(result.days)} days, {result.seconds:.1f} s")
         for left in result.left:
             print(f"left: {left}")
     return 0

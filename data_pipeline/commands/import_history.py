@@ -10,7 +10,10 @@ HELP = "import history files into the lake"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", type=pathlib.Path, help="a file, or a folder of .json, .jsonl, .ndjson files, gzipped or not")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", type=pathlib.Path,
+        help="a file, or a folder of .json, .jsonl, .ndjson files, gzipped or not",
+    )
     parser.add_argument("--ticker", required=True, help="ticker of the chains, e.g. SPX")
     parser.add_argument("--endpoint", required=True, help="endpoint they are kept under, e.g. gex_zero")
     parser.add_argument("--again", action="store_true", help="import also what was imported before")
@@ -54,9 +57,8 @@ def _files(given: list[pathlib.Path]) -> list[pathlib.Path]:
     found = []
     for path in given:
         if path.is_dir():
-            found += sorted(
-                p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(endings) and not p.name.startswith(".")
-            )
+            below = sorted(path.rglob("*"))
+            found += [p for p in below if p.is_file() and p.name.lower().endswith(endings) and p.name[0] != "."]
         else:
             found.append(path)
     return found
@@ -67,4 +69,5 @@ def _line(result) -> str:
         return f"{result.file}: imported before"
     days = result.days[0] if len(result.days) == 1 else f"{len(result.days)} days"
     trouble = f"; {result.trouble}" if result.trouble else ""
-    return f"{result.file}: {result.snapshots:,} snapshots, {result.strikes:,} strikes, {days}, {result.seconds:.1f} s{trouble}"
+    rows = f"{result.snapshots:,} snapshots, {result.strikes:,} strikes"
+    return f"{result.file}: {rows}, {days}, {result.seconds:.1f} s{trouble}"

@@ -39,8 +39,9 @@ def _select(kind: str, root: pathlib.Path) -> str:
         return live
     # A strike of the lake gives way to *any* strike of the same snapshot in
     # the live table: strikes of two versions of a snapshot are never mixed.
+    lake = files(root / kind, "/*/*/*/*.parquet")
     return (
-        f"{live} UNION ALL SELECT {columns}, {ts} FROM {files(root / kind, '/*/*/*/*.parquet')} AS lake WHERE NOT EXISTS"
+        f"{live} UNION ALL SELECT {columns}, {ts} FROM {lake} AS lake WHERE NOT EXISTS"
         f" (SELECT 1 FROM {table} AS live WHERE live.ticker = lake.ticker"
         f" AND live.timestamp = lake.timestamp AND live.endpoint = lake.endpoint)"
     )

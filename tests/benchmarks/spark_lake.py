@@ -9,7 +9,10 @@ import pathlib
 import sys
 import time
 
-AGGREGATE = "SELECT ticker, count(*) AS n, round(sum(gamma_now), 3) AS gamma, min(ts) AS first FROM strikes GROUP BY ticker ORDER BY ticker"
+AGGREGATE = (
+    "SELECT ticker, count(*) AS n, round(sum(gamma_now), 3) AS gamma, min(ts) AS first"
+    " FROM strikes GROUP BY ticker ORDER BY ticker"
+)
 
 
 def session():

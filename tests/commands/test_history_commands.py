@@ -17,8 +17,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def gex_bridge(tmp_path, *args, code=0, **env):
     done = subprocess.run(
-        [sys.executable, "-m", "data_pipeline", *map(str, args), "--data-dir", str(tmp_path / "data")], cwd=ROOT,
-        capture_output=True, text=True, env={"PATH": "", **env},
+        [sys.executable, "-m", "data_pipeline", *map(str, args), "--data-dir", str(tmp_path / "data")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", **env},
     )
     assert done.returncode == code, done.stderr
     return done
@@ -55,7 +58,10 @@ def test_a_folder_is_imported_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     done = gex_bridge(tmp_path, "import", tmp_path / "files", *OF, "--json", code=1)
     said = json.loads(done.stdout)["files"]
     assert [(one["file"], one.get("snapshots"), one.get("error")) for one in said] == [
-        ("a.json", 2, None), ("b.json", None, "1 of 1 records skipped: record 1: not JSON"), ("c.ndjson.gz", 2, None), ("d.jsonl", 2, None),
+        ("a.json", 2, None),
+        ("b.json", None, "1 of 1 records skipped: record 1: not JSON"),
+        ("c.ndjson.gz", 2, None),
+        ("d.jsonl", 2, None),
     ]
     assert "reading" not in done.stderr
 
@@ -65,7 +71,9 @@ def test_import_of_nothing_fails_with_one_line(tmp_path):
     assert "No such file" in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "empty").mkdir()
     assert "no history files" in gex_bridge(tmp_path, "import", tmp_path / "empty", *OF, code=1).stderr
-    assert "too long" in gex_bridge(tmp_path, "import", __file__, "--ticker", "X" * 300, "--endpoint", "e", code=1).stderr
+    assert (
+        "too long" in gex_bridge(tmp_path, "import", __file__, "--ticker", "X" * 300, "--endpoint", "e", code=1).stderr
+    )
 
 
 def test_history_shows_the_queue_without_signatures_and_runs_a_job(tmp_path, path):

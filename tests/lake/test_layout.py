@@ -44,9 +44,13 @@ def test_writers_wait_for_each_other_and_clear_what_a_killed_one_left(tmp_path):
         "    (staging / 'half.parquet').write_text('half'); print('in', flush=True); sys.stdin.read()\n"
     )
     root = str(__import__("pathlib").Path(__file__).resolve().parents[2])
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "in\n"
-    second = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    second = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert list((tmp_path / ".staging").rglob("half.parquet"))
     holder.kill()
     holder.communicate()

@@ -1,4 +1,4 @@
-"""What is in the lake, as DuckDB, Polars and PyArrow read it, and as `scan_…` and the views show it with the live tables."""
+"""What is in the lake, as three engines read it, and as scans and views show it with the live tables."""
 
 import datetime
 import json
@@ -48,10 +48,13 @@ def live(data_dir, chains, ticker="SPX", endpoint="gex_zero", spot=1.0):
         for statement in view_statements(data_dir / "lake"):
             con.execute(statement)
         for rows, table, names in (
-            (snapshots, "gex_bridge_snapshots", "spot, strikes_count"), (strikes, "gex_bridge_strikes", "strike, gamma_now"),
+            (snapshots, "gex_bridge_snapshots", "spot, strikes_count"),
+            (strikes, "gex_bridge_strikes", "strike, gamma_now"),
         ):
             if rows:
-                con.executemany(f"INSERT INTO {table} (ticker, timestamp, endpoint, {names}) VALUES (?, ?, ?, ?, ?)", rows)
+                con.executemany(
+                    f"INSERT INTO {table} (ticker, timestamp, endpoint, {names}) VALUES (?, ?, ?, ?, ?)", rows
+                )
 
 
 def of_view(data_dir, sql):
@@ -62,14 +65,18 @@ def of_view(data_dir, sql):
         return con.execute(sql).fetchall()
 
 
-@pytest.mark.parametrize("kind, table, count", [("snapshots", "gex_bridge_snapshots", 6), ("strikes", "gex_bridge_strikes", 18)])
+@pytest.mark.parametrize(
+    "kind, table, count", [("snapshots", "gex_bridge_snapshots", 6), ("strikes", "gex_bridge_strikes", 18)]
+)
 @pytest.mark.parametrize("ticker", ["SPX", "007", "A/B +%=Ü", "NULL"])
 def test_every_engine_reads_the_same_rows_and_tickers_stay_text(data_dir, kind, table, count, ticker):
     put(data_dir, day(6), ticker, "1")
     folder, ticker = data_dir / "lake" / kind, ticker.upper()
     files = "{'ticker': VARCHAR, 'endpoint': VARCHAR, 'date': DATE}"
     con = duckdb.connect()
-    by_duckdb = con.sql(f"FROM read_parquet('{folder}/**/*.parquet', hive_partitioning = true, hive_types = {files})").pl()
+    by_duckdb = con.sql(
+        f"FROM read_parquet('{folder}/**/*.parquet', hive_partitioning = true, hive_types = {files})"
+    ).pl()
     plain_duckdb = con.sql(f"FROM '{folder}/**/*.parquet'").pl()
     by_polars = pl.read_parquet(f"{folder}/**/*.parquet")
     by_pyarrow = dataset.dataset(folder, partitioning=dataset.partitioning(HIVE, flavor="hive")).to_table()
@@ -105,7 +112,10 @@ def test_scans_choose_by_ticker_and_time(data_dir):
     for start in (at, at.replace(tzinfo=None), at.isoformat(), DAY_START + 5):
         assert scan_snapshots("spx", start=start, data_dir=data_dir).collect().height == 18
     assert scan_snapshots("SPX", end=at, data_dir=data_dir).collect().height == 5
-    assert scan_snapshots("SPX", datetime.date(2025, 1, 3), datetime.date(2025, 1, 4), data_dir=data_dir).collect().height == 10
+    assert (
+        scan_snapshots("SPX", datetime.date(2025, 1, 3), datetime.date(2025, 1, 4), data_dir=data_dir).collect().height
+        == 10
+    )
     assert scan_strikes("NDX", data_dir=data_dir).collect().height == 12
     assert scan_strikes(start="2025-01-04", data_dir=data_dir).collect().height == 9
     assert scan_snapshots("NONE", data_dir=data_dir).collect().height == 0
@@ -117,9 +127,16 @@ def test_filters_columns_and_aggregates_work_as_on_any_lazy_frame(data_dir):
     strikes = scan_strikes(data_dir=data_dir)
     assert strikes.select(pl.len()).collect().item() == 36
     assert strikes.filter(pl.col("strike") == 5705).select("timestamp").collect().columns == ["timestamp"]
-    assert strikes.group_by("strike").agg(pl.len()).sort("strike").collect().rows() == [(5700.0 + 5 * i, 12) for i in range(3)]
+    assert strikes.group_by("strike").agg(pl.len()).sort("strike").collect().rows() == [
+        (5700.0 + 5 * i, 12) for i in range(3)
+    ]
     assert strikes.head(5).collect().height == 5
-    assert strikes.filter(pl.col("ts") >= datetime.datetime.fromtimestamp(DAY_START + 20, UTC)).collect(engine="streaming").height == 6
+    assert (
+        strikes.filter(pl.col("ts") >= datetime.datetime.fromtimestamp(DAY_START + 20, UTC))
+        .collect(engine="streaming")
+        .height
+        == 6
+    )
     snapshots = scan_snapshots(data_dir=data_dir)
     assert strikes.join(snapshots, on=["ticker", "timestamp", "endpoint"]).collect().height == 36
 
@@ -158,8 +175,14 @@ def test_scans_and_views_work_without_a_lake_and_without_a_database(data_dir):
 def test_the_views_work_from_any_working_directory(data_dir, tmp_path):
     put(data_dir, day(3))
     live(data_dir, [])
-    code = f"import duckdb; print(duckdb.connect({str(database(data_dir).path)!r}, read_only=True).execute('SELECT count(*) FROM gex_strikes_all').fetchone()[0])"
-    assert subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout == "9\n"
+    code = (
+        f"import duckdb; con = duckdb.connect({str(database(data_dir).path)!r}, read_only=True)\n"
+        "print(con.execute('SELECT count(*) FROM gex_strikes_all').fetchone()[0])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
+        == "9\n"
+    )
 
 
 def test_a_folder_with_odd_characters_is_a_folder_to_all(tmp_path):
@@ -178,14 +201,24 @@ def test_a_key_in_milliseconds_or_one_that_is_no_time_breaks_neither_view_nor_sc
     found = scan_snapshots(data_dir=data_dir).sort("timestamp").collect()
     at = datetime.datetime.fromtimestamp(DAY_START, UTC)
     assert found["ts"].to_list() == [None, at, at, None]
-    assert of_view(data_dir, "SELECT ts FROM gex_snapshots_all ORDER BY timestamp") == [(None,), (at.replace(tzinfo=None),), (at.replace(tzinfo=None),), (None,)]
+    assert of_view(data_dir, "SELECT ts FROM gex_snapshots_all ORDER BY timestamp") == [
+        (None,),
+        (at.replace(tzinfo=None),),
+        (at.replace(tzinfo=None),),
+        (None,),
+    ]
     assert scan_snapshots(start="2025-01-01", end="2025-01-03", data_dir=data_dir).collect().height == 2
 
 
 def test_a_scan_waits_for_a_database_that_another_process_has_open(data_dir, monkeypatch):
     live(data_dir, day(2))
-    code = f"import duckdb, sys; c = duckdb.connect({str(database(data_dir).path)!r}); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    code = (
+        f"import duckdb, sys; c = duckdb.connect({str(database(data_dir).path)!r})\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout.readline() == "open\n"
         monkeypatch.setattr(lake_read, "WAIT", 0.05)
         with pytest.raises(Exception, match="stayed locked"):
@@ -202,7 +235,8 @@ def test_a_partition_replaced_again_and_again_is_always_seen_once_and_whole(data
     chains = day(12, strikes=200)
     put(data_dir, chains[:6])
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from data_pipeline.history import import_file\n"
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from data_pipeline.history import import_file\n"
         "from tests.history_files import day\n"
         "data, path = Path(sys.argv[2]), Path(sys.argv[3])\n"
         "for turn in range(25):\n"

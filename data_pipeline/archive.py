@@ -58,7 +58,7 @@ def archive(
 
     keep_days: 0 moves all but today.  wait: seconds for the database each
     time.  progress: called with ("archiving", rows done, rows to do).  Raises
-    DatabaseBusy, ArchiveFailed, OSError; harmless to run again after any.
+    DatabaseBusy, ArchiveFailed, LakeDamaged, OSError; harmless to run again after any.
     """
     begun = time.monotonic()
     root, result = data_dir / "lake", ArchiveResult()

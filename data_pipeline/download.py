@@ -9,6 +9,7 @@ opens it: it is in no message and no file made here.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import ipaddress
@@ -95,7 +96,9 @@ class Download:
         deadline.name, deadline.daemon = "download-deadline", True
         deadline.start()
         try:
-            return self._follow()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(self.folder):
+                return self._follow()
         finally:
             deadline.cancel()
             deadline.join()
@@ -193,7 +196,6 @@ class _Files:
                 break
         if self.about.get("of") != self._of:
             self.about = {}
-        folder.mkdir(parents=True, exist_ok=True)
 
     def _read(self) -> dict:
         try:
@@ -245,6 +247,19 @@ class _Files:
         self.part.unlink(missing_ok=True)
         if not self.whole.exists():
             self._about.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path):
+    """Be the only one of all processes that downloads to this folder; raises DownloadFailed if there is another."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DownloadFailed("another download for this ticker and endpoint is going on") from None
+    finally:
+        os.close(fd)
 
 
 def _checked(url: str, hosts: tuple[str, ...]) -> SplitResult:

@@ -82,7 +82,7 @@ def import_file(
     the lake has the same key already, the file's record replaces it.
 
     Raises ImportFailed where no record is good, LakeNameError for a ticker or
-    endpoint that cannot be a folder, OSError.  Interrupted at any point, it
+    endpoint that cannot be a folder, LakeDamaged, OSError.  Interrupted at any point, it
     leaves whole partitions only, and the same call finishes the job.
     """
     begun = time.monotonic()

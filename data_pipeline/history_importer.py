@@ -1,5 +1,6 @@
 """The built-in way of history: a thread that downloads queued links and has each imported by a child process."""
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from data_pipeline.lake.layout import LakeNameError, encoded
 logger = logging.getLogger("webhook")
 
 # Looks at the queue this often while nothing wakes it, for failed links whose pause is over.
-LOOK_EVERY = 5.0
+LOOK_EVERY = 30.0
 
 # The import of one file; it takes seconds, so one that takes this long hangs.
 IMPORT_TIME = 3600.0
@@ -137,7 +138,8 @@ class HistoryImporter:
             child = self._child = subprocess.Popen(
                 command, cwd=package, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
-        os.setpriority(os.PRIO_PROCESS, child.pid, 19)  # requests come first
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, child.pid, 19)  # requests come first
         try:
             out, err = child.communicate(timeout=IMPORT_TIME)
         except subprocess.TimeoutExpired:

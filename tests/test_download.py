@@ -206,6 +206,20 @@ def test_cancel_ends_a_download_that_waits(tmp_path, web):
     assert problems == ["stopped"]
 
 
+def test_two_downloads_never_write_to_one_file(tmp_path, web):
+    web.answers["/held"] = (200, {"Content-Length": "100"}, b"x")
+    started = threading.Event()
+    hosts = ("127.0.0.1",)
+    first = Download(web.url + "/held", tmp_path, hosts, progress=lambda done, whole: started.set())
+    thread = threading.Thread(target=lambda: pytest.raises(DownloadFailed, first.run))
+    thread.start()
+    assert started.wait(10)
+    with pytest.raises(DownloadFailed, match="another download"):
+        Download(web.url + "/held", tmp_path, hosts).run()
+    first.cancel()
+    thread.join(10)
+
+
 def test_no_message_has_the_query_of_an_address(tmp_path, web):
     web.answers["/r"] = (302, {"Location": "http://127.0.0.1:1/f?sig=SECRET"}, b"")
     for url in (

@@ -18,6 +18,7 @@ def add_arguments(parser) -> None:
 
 def run(args, settings) -> int:
     from data_pipeline.archive import ArchiveFailed, archive
+    from data_pipeline.lake import LakeDamaged
     from data_pipeline.progress import Progress
     from data_pipeline.repository import database
     from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged, NotADatabase
@@ -32,7 +33,7 @@ def run(args, settings) -> int:
     try:
         database.refuse_foreign_file(settings.database)
         result = archive(database.Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
-    except (ArchiveFailed, DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
+    except (ArchiveFailed, LakeDamaged, DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return 1
     finally:

@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
 
 def run(args, settings) -> int:
     from data_pipeline.history import ImportFailed, as_json, import_file
-    from data_pipeline.lake import LakeNameError
+    from data_pipeline.lake import LakeDamaged, LakeNameError
     from data_pipeline.lake.views import refresh
     from data_pipeline.progress import Progress
 
@@ -32,7 +32,7 @@ def run(args, settings) -> int:
         progress = Progress(file.name, quiet=args.json)
         try:
             result = import_file(file, args.ticker, args.endpoint, settings.data_dir, progress, args.again)
-        except (ImportFailed, LakeNameError, OSError) as problem:
+        except (ImportFailed, LakeDamaged, LakeNameError, OSError) as problem:
             failed = True
             said.append({"file": file.name, "error": str(problem)})
             print(f"gex-bridge: {ascii(file.name)}: {problem}", file=sys.stderr)

@@ -9,8 +9,10 @@ strike).  A partition is one file of a fixed name, replaced by a rename: who
 lists the folder sees each day exactly once, whole, at any moment.
 """
 
-from data_pipeline.lake.layout import LakeNameError, Partition, partitions
+from data_pipeline.lake.layout import LakeDamaged, LakeNameError, Partition, partitions
 from data_pipeline.lake.read import scan_snapshots, scan_strikes
 from data_pipeline.lake.views import view_statements
 
-__all__ = ["LakeNameError", "Partition", "partitions", "scan_snapshots", "scan_strikes", "view_statements"]
+__all__ = [
+    "LakeDamaged", "LakeNameError", "Partition", "partitions", "scan_snapshots", "scan_strikes", "view_statements",
+]

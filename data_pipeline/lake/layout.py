@@ -30,6 +30,10 @@ class LakeNameError(ValueError):
     """A ticker or endpoint that cannot be the name of a partition; the text says which and why."""
 
 
+class LakeDamaged(Exception):
+    """A file of the lake cannot be read; the text names it."""
+
+
 class Partition(NamedTuple):
     """One UTC day of one ticker and endpoint."""
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import dataset
 
 from data_pipeline.lake import layout
-from data_pipeline.lake.layout import KINDS, Partition
+from data_pipeline.lake.layout import KINDS, LakeDamaged, Partition
 from data_pipeline.repository import schema
 
 SORTED_BY = {"snapshots": ("timestamp",), "strikes": ("timestamp", "strike")}
@@ -49,7 +49,9 @@ def merge(
 
     The strikes' file is put in place before the snapshots': a reader that
     finds a snapshot finds its strikes.  A crash in between leaves both files
-    whole, the snapshots older; the same merge again ends the matter.
+    whole, the snapshots older; the same merge again ends the matter.  Raises
+    LakeNameError, LakeDamaged where the partition there cannot be read, and
+    OSError; then the lake is as it was.
     """
     with layout.writing(root) as staging:
         old = {kind: _Old(kind, layout.file_of(root, kind, partition)) for kind in KINDS}
@@ -70,11 +72,17 @@ class _Old:
     def __init__(self, kind: str, path: pathlib.Path):
         self.path = path
         self._schema = arrow_schema(kind).remove(len(arrow_schema(kind)) - 1)
-        self._data = dataset.dataset(path, format="parquet", partitioning=None) if path.exists() else None
+        try:
+            self._data = dataset.dataset(path, format="parquet", partitioning=None) if path.exists() else None
+        except pa.ArrowInvalid as problem:
+            raise LakeDamaged(f"{path} is damaged ({problem}); move it away and try again") from problem
 
     def between(self, start: int, end: int, columns: list[str]) -> pa.Table:
         inside = (dataset.field("timestamp") >= start) & (dataset.field("timestamp") < end)
-        return self._data.to_table(columns=columns, filter=inside)
+        try:
+            return self._data.to_table(columns=columns, filter=inside)
+        except (pa.ArrowInvalid, OSError) as problem:
+            raise LakeDamaged(f"{self.path} is damaged ({problem}); move it away and try again") from problem
 
     def times(self, start: int, end: int) -> pa.Table | None:
         return self.between(start, end, ["timestamp", "strikes_count"]) if self._data else None

@@ -76,6 +76,15 @@ def test_import_of_nothing_fails_with_one_line(tmp_path):
     )
 
 
+def test_a_damaged_partition_is_named_and_left_alone(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(day(5)))
+    gex_bridge(tmp_path, "import", tmp_path / "a.json", *OF)
+    for file in (tmp_path / "data" / "lake").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-100])
+    done = gex_bridge(tmp_path, "import", tmp_path / "a.json", *OF, "--again", code=1)
+    assert "part-0.parquet is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_history_shows_the_queue_without_signatures_and_runs_a_job(tmp_path, path):
     assert "no queue yet" in gex_bridge(tmp_path, "history").stderr
     with Web() as web:

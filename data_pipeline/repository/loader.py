@@ -44,16 +44,18 @@ class Loader:
     """The only writer of the database while the server runs, on a thread of its own.
 
     source: the journal's decoded records; journal: its id; interval: least
-    seconds between the beginnings of two sessions.  `position` is what has
+    seconds between the beginnings of two sessions; views: returns the SQL that
+    makes the views, run before the first records.  `position` is what has
     been applied, `safe` what is also checkpointed: only that may leave the
     journal.
     """
 
-    def __init__(self, database: Database, source, journal: str, interval: float):
+    def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
         self.database = database
         self.source = source
         self.journal = journal
         self.interval = interval
+        self.views = views
         self.position: int | None = None
         self.safe = 0
         self.sessions = self.records = self.busy = self.set_aside = 0
@@ -128,6 +130,11 @@ class Loader:
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
             self.last_link = last_id(con, "gex_history_queue")
+            for statement in self.views():
+                try:
+                    con.execute(statement)
+                except duckdb.Error as problem:  # a broken file of the lake holds up no payload
+                    log.error("a view on the lake cannot be made: %a", str(problem))
         self.position = self.safe = found
 
     def _load(self, records: list) -> None:

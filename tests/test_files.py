@@ -295,6 +295,7 @@ def test_trouble_with_the_views_costs_no_line_and_doubles_none(rig, monkeypatch)
     eventually(lambda: rig.files.spots.position == 5)
     rig.stop()
     assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 5
+    assert rig.depth.enqueued == 5
 
 
 def test_after_a_stop_it_goes_on_behind_what_it_had_done(rig):

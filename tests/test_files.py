@@ -126,6 +126,9 @@ def test_views_are_whole_files_for_readers_of_all_users(tmp_path):
         "ticker": "SPX", "timestamp": "2025-11-09T14:53:20+00:00", "updated_at": NOW, "strikes_count": 1,
     }
     assert not (tmp_path / LATEST).read_bytes().endswith(b"\n")
+    (tmp_path / LATEST).unlink()
+    views.write()
+    assert not (tmp_path / LATEST).exists(), "nothing is written where nothing changed"
 
 
 def test_a_restored_ticker_stays_in_latest_json(tmp_path):

@@ -166,6 +166,18 @@ def test_a_head_beyond_the_limit_is_refused_whole_or_not():
         assert connection.problem == Problem(431, "Request head is too large", True)
 
 
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_head_of_exactly_the_limit_is_taken_and_one_byte_more_is_not(over):
+    start, end = b"POST / HTTP/1.1\r\n", b"\r\n\r\n"
+    lines = [b"X: " + b"x" * 1019] * 255
+    room = intake.HEAD_LIMIT + over - len(start) - len(end) - sum(len(line) + 2 for line in lines)
+    head = start + b"\r\n".join([*lines, b"X: " + b"x" * (room - 3)]) + end
+    assert len(head) == intake.HEAD_LIMIT + over
+    problem = Problem(431, "Request head is too large", True) if over else None
+    connection = received(head[:200_000], head[200_000:], end=False)
+    assert (connection.ready, connection.problem) == (True, problem)
+
+
 def test_deadlines_have_a_word_for_head_and_body():
     connection = received(HEAD[:10], end=False)
     connection.expire()

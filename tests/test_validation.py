@@ -69,6 +69,8 @@ def test_webhooks_have_their_data_in_payload_and_defaults():
         assert (found.kind, found.endpoint) == ("snapshot", "gex_zero")
     found = gex_payload({"ticker": "spx", "payload": {}, "kind": "majors", "endpoint": "gex_one"}, *universal)
     assert (found.kind, found.endpoint) == ("majors", "gex_one")
+    for value in (0, False, [], {}):
+        assert "kind: must be one of" in problems({"ticker": "spx", "payload": {}, "kind": value}, *universal)
     assert problems({"ticker": "spx", "data": {}, "kind": "x"}, *universal) == (
         "Validation error: kind: must be one of majors, maxchange, snapshot; payload: field required"
     )

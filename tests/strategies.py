@@ -10,9 +10,7 @@ numbers = integers | st.floats()
 scalars = st.none() | st.booleans() | numbers | texts | numeric_texts
 
 values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
 )
 objects = st.dictionaries(texts, values, max_size=4)
 

@@ -16,6 +16,10 @@ AT = "2025-11-09T15:16:17.123456"
 NOTHING = ([],) * 9
 
 
+def strikes(entries):
+    return rows.strikes(entries, json.dumps(entries))
+
+
 def gex(data, kind="snapshot", before=None, endpoint="gex_zero", received_at=None, webhook=None, ticker="SPX") -> Gex:
     """A record as the bridge makes it: the state after the payload, bodies as they came in."""
     state = before.state if before else TickerSnapshot(ticker)
@@ -28,10 +32,6 @@ def added(*records) -> Rows:
     for record in records:
         made.add(record)
     return made
-
-
-def strikes(entries):
-    return rows.strikes(entries, json.dumps(entries))
 
 
 def only_snapshot(made: Rows) -> dict:

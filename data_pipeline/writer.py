@@ -81,9 +81,10 @@ class Writer:
 
         They wait for nothing at the end, or while the loader cannot work.
         """
-        if self._finishing or self.loader.trouble or self.loader.position is None:
+        position = self.loader.position  # once: it is another thread's
+        if self._finishing or self.loader.trouble or position is None:
             return self.progress.durable
-        return self.loader.position + Cache.SIZE // 2
+        return position + Cache.SIZE // 2
 
     def start(self) -> None:
         for part in (self.depth, self.files, self.loader, self.history, self.archive):

@@ -1,16 +1,11 @@
 import hypothesis
-import hypothesis
 import pytest
 
 from tests.support import RunningBridge
 
-# The machine's load says nothing about the code; nothing is written beside the tests.
-hypothesis.settings.register_profile("bridge", deadline=None, database=None)
-hypothesis.settings.load_profile("bridge")
-
-# How long an example takes says more about the machine than about the code.
+# How long an example takes says more about the machine than about the code; nothing is written beside the tests.
 hypothesis.settings.register_profile(
-    "bridge", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "bridge", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("bridge")
 

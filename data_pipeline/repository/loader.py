@@ -182,7 +182,7 @@ class Loader:
             note_position(con, self.journal, upto)
             con.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back; its own error is the one to name
+            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back already
                 con.execute("ROLLBACK")
             raise
 

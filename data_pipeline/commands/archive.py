@@ -20,8 +20,8 @@ def run(args, settings) -> int:
     from data_pipeline.archive import ArchiveFailed, archive
     from data_pipeline.lake import LakeDamaged
     from data_pipeline.progress import Progress
-    from data_pipeline.repository import database
-    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged, NotADatabase
+    from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged
+    from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
 
     if args.keep_days < 0:
         print("gex-bridge: --keep-days must be 0 or more", file=sys.stderr)
@@ -31,8 +31,8 @@ def run(args, settings) -> int:
         return 1
     progress = Progress("archive", quiet=args.json)
     try:
-        database.refuse_foreign_file(settings.database)
-        result = archive(database.Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
+        refuse_foreign_file(settings.database)
+        result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
     except (ArchiveFailed, LakeDamaged, DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return 1

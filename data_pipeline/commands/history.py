@@ -19,7 +19,8 @@ def add_arguments(parser) -> None:
 
 def run(args, settings) -> int:
     from data_pipeline.history_queue import HistoryQueue
-    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged, NotADatabase, refuse_foreign_file
+    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
+    from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
 
     try:
         if not settings.database.exists():

@@ -18,6 +18,9 @@ COMMANDS = {
     "migrate": "migrate",
     "export-sqlite": "export_sqlite",
     "systemd-unit": "systemd_unit",
+    "import": "import_history",
+    "history": "history",
+    "archive": "archive",
 }
 
 

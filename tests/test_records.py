@@ -27,7 +27,9 @@ def gex_records(draw):
     return Gex(AT, endpoint, state, webhook)
 
 
-webhooks = st.builds(Webhook, st.just(AT), strategies.texts, strategies.texts, strategies.objects.map(lambda o: json.dumps(o).encode()))
+webhooks = st.builds(
+    Webhook, st.just(AT), strategies.texts, strategies.texts, strategies.objects.map(lambda o: json.dumps(o).encode())
+)
 links = st.builds(Link, st.just(AT), st.integers(1, 2**63 - 1), strategies.texts, strategies.texts, strategies.texts)
 
 
@@ -61,9 +63,21 @@ def test_a_body_is_kept_byte_for_byte():
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"\n", b"text", b"null", b"[]", b"{}", b"5\n", b"\xff\xfe", b'{"type": "new"}', b'{"type": "uw"}\n{}',
-        b'{"type": "uw", "at": "", "client": "", "agent": "", "more": 1}\n{}', b'{"type": "link", "at": ""}',
-        b'{"type": "gex", "at": ""}', b'{"type": "gex", "parts": [["majors", "data"]]}', b'{"type": "gex", "parts": 5}',
+        b"",
+        b"\n",
+        b"text",
+        b"null",
+        b"[]",
+        b"{}",
+        b"5\n",
+        b"\xff\xfe",
+        b'{"type": "new"}',
+        b'{"type": "uw"}\n{}',
+        b'{"type": "uw", "at": "", "client": "", "agent": "", "more": 1}\n{}',
+        b'{"type": "link", "at": ""}',
+        b'{"type": "gex", "at": ""}',
+        b'{"type": "gex", "parts": [["majors", "data"]]}',
+        b'{"type": "gex", "parts": 5}',
         b'{"type": ["uw"]}',
     ],
 )

@@ -9,12 +9,15 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import duckdb
 import pyarrow
 
 from data_pipeline.repository import upserts
-from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, note_position, position
+from data_pipeline.repository.database import (
+    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position,
+)
 from data_pipeline.rows import Rows
 
 log = logging.getLogger("webhook")
@@ -41,20 +44,24 @@ class Loader:
     """The only writer of the database while the server runs, on a thread of its own.
 
     source: the journal's decoded records; journal: its id; interval: least
-    seconds between the beginnings of two sessions.  `position` is what has
+    seconds between the beginnings of two sessions; views: returns the SQL that
+    makes the views, run before the first records.  `position` is what has
     been applied, `safe` what is also checkpointed: only that may leave the
     journal.
     """
 
-    def __init__(self, database: Database, source, journal: str, interval: float):
+    def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
         self.database = database
         self.source = source
         self.journal = journal
         self.interval = interval
+        self.views = views
         self.position: int | None = None
         self.safe = 0
         self.sessions = self.records = self.busy = self.set_aside = 0
         self.last_session = 0.0
+        self.last_link = 0
+        self.on_links: Callable[[], None] = lambda: None
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
         self._checkpoint_due = 0.0
@@ -72,8 +79,8 @@ class Loader:
 
     def stats(self) -> dict:
         return {
-            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
-            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records,
+            "last_link": self.last_link, "busy_retries": self.busy, "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
         }
 
     def _run(self) -> None:
@@ -123,6 +130,12 @@ class Loader:
         """Make the tables if they are missing, and see how far they are."""
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
+            self.last_link = last_id(con, "gex_history_queue")
+            for statement in self.views():
+                try:
+                    con.execute(statement)
+                except duckdb.Error as problem:  # a broken file of the lake holds up no payload
+                    log.error("a view on the lake cannot be made: %a", str(problem))
         self.position = self.safe = found
 
     def _load(self, records: list) -> None:
@@ -144,11 +157,14 @@ class Loader:
                 except UNLOADABLE as problem:
                     self._apply_halves(con, kept, problem)
                     self._apply(con, Rows(), upto)
+            self.last_link = last_id(con, "gex_history_queue")
         self.position = upto
         if checkpoint:
             self.safe = upto
         self.sessions += 1
         self.records += len(records)
+        if rows.links:
+            self.on_links()
         self.last_session = time.monotonic() - began
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
 
@@ -167,7 +183,7 @@ class Loader:
             note_position(con, self.journal, upto)
             con.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back; its own error is the one to name
+            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back already
                 con.execute("ROLLBACK")
             raise
 

@@ -50,6 +50,11 @@ class Repository:
         """The last history-queue id that was given out before what `replay` yields."""
         return self.journal.first_link
 
+    @property
+    def last_link_in_tables(self) -> int:
+        """The last history-queue id that the loader saw given out; a while ago."""
+        return self.writer.report.get("loader", {}).get("last_link", 0)
+
     def append(self, build: Callable[[], Built]) -> int:
         """See Journal.append."""
         return self.journal.append(build)
@@ -109,7 +114,7 @@ class WriterProcess:
         self.journal = journal
         self.restarts = 0
         self._process: subprocess.Popen | None = None
-        self._report: dict = {}
+        self.report: dict = {}
         self._news = threading.Event()
         self._stopping = threading.Event()
         # (number, time) of what became durable, as long as it is not in the tables.
@@ -151,7 +156,7 @@ class WriterProcess:
         return code == 0
 
     def stats(self) -> dict:
-        report = dict(self._report)
+        report = dict(self.report)
         loader = dict(report.get("loader", {}))
         position = loader.get("position", 0)
         while self._unloaded and self._unloaded[0][0] <= position:
@@ -209,7 +214,7 @@ class WriterProcess:
         while True:
             began = time.monotonic()
             for line in self._process.stdout:
-                self._report = json.loads(line)
+                self.report = json.loads(line)
             code = self._process.wait()
             self._process.stdout.close()
             if self._stopping.is_set():

@@ -138,15 +138,21 @@ class Database:
             with contextlib.closing(connect(temporary, f", STORAGE_VERSION '{STORAGE_VERSION}'")) as con:
                 make_tables(con)
                 con.execute("CHECKPOINT")
-            # Not a rename: whoever was faster keeps the name.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, self.path)
+            self._give_name(temporary)
         except duckdb.Error as problem:
             raise DatabaseBusy(str(problem)) from problem
         finally:
             for ending in ("", ".wal"):
                 temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
         fsync_folder(self.path.parent)
+
+    def _give_name(self, temporary: pathlib.Path) -> None:
+        """Not by a rename, where it can be helped: whoever was faster keeps the name."""
+        try:
+            os.link(temporary, self.path)
+        except OSError:  # it is there, or the file system has no hard links
+            if not self.path.exists():
+                os.rename(temporary, self.path)
 
     def move_aside(self, damage: DatabaseDamaged) -> pathlib.Path:
         """Rename what is damaged out of the way; returns its new name.

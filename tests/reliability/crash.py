@@ -19,7 +19,7 @@ from tests.reliability import shim
 from tests.reliability.load import Load, acknowledgements, add, check_everything_once
 from tests.support import RunningBridge, eventually
 
-ROUNDS, SHORT = 1000, 16
+ROUNDS, SHORT = 1000, 8
 IN_TIME = 5.0  # s, from the start of the process to the first post that it accepts
 CHECK_EVERY = 50  # rounds
 

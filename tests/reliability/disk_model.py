@@ -19,7 +19,7 @@ from tests.reliability.order import is_acknowledgement
 from tests.reliability.trace import Call, Trace, record
 from tests.support import RunningBridge, gex_payload
 
-ROUNDS, SHORT = 300, 5
+ROUNDS, SHORT = 300, 3
 JOURNALS_A_ROUND = 20  # journals opened for one bridge started
 POSTS = 40
 PAGE = 4096

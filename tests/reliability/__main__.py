@@ -9,7 +9,7 @@ import time
 
 from tests.reliability.shim import Unable
 
-BATTERIES = ("crash", "order", "full-disk", "disk-model", "damage", "stop", "others", "hostile", "nowhere-else")
+BATTERIES = ("crash", "order", "full-disk", "disk-model", "damage", "stop", "others", "hostile", "nowhere-else", "long-run")
 
 
 def battery(name: str):

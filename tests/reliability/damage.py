@@ -135,7 +135,7 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 3) -> str:
     for number in range(rounds):
         kinds = [(n, "", d) for n, d in DATABASE_DAMAGE.items()] + [(n, ".wal", d) for n, d in LOG_DAMAGE.items()]
         if rounds == SHORT:
-            kinds = [kinds[0], kinds[3], kinds[6], kinds[-2]]
+            kinds = [kinds[0], kinds[5], kinds[-2]]
         for name, ending, damage in kinds:
             damaged.database(name, ending, damage)
         damaged.segment(cut=False)

@@ -25,7 +25,7 @@ from tests.reliability.crash import writer_of
 from tests.reliability.load import Load, check_everything_once
 from tests.support import RunningBridge, eventually, gex_payload
 
-ROUNDS, SHORT = 50_000, 100
+ROUNDS, SHORT = 50_000, 60
 REQUESTS = 4  # for each round
 TICKERS = 6
 MOST_GROWTH = 10 << 20  # bytes of memory

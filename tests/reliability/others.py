@@ -8,7 +8,7 @@ import duckdb
 from tests.reliability.load import Load, check_everything_once
 from tests.support import RunningBridge, eventually
 
-ROUNDS, SHORT = 2000, 30
+ROUNDS, SHORT = 2000, 20
 P99 = 0.5  # s
 BETWEEN = 0.02  # s, between two tries and between two readers
 

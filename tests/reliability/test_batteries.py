@@ -13,8 +13,3 @@ def test_the_short_version_holds(name, tmp_path):
         print(module.run(module.SHORT, tmp_path))
     except Unable as reason:
         pytest.skip(str(reason))
-
-
-@pytest.mark.parametrize("name", BATTERIES)
-def test_it_says_what_it_promises(name):
-    assert len(battery(name).__doc__.splitlines()) > 2

@@ -57,9 +57,12 @@ def fsync_folder(folder: pathlib.Path) -> None:
         os.close(fd)
 
 
-def clean(folder: pathlib.Path) -> int:
-    """Remove temporary files that a crash left below `folder`; how many there were."""
-    found = list(folder.rglob(f".*{ENDING}*"))  # DuckDB puts a log beside a file of its own
+def clean(folder: pathlib.Path, of: str = "*") -> int:
+    """Remove temporary files that a crash left below `folder`; how many there were.
+
+    of: a pattern, for the names of the files that they were to become.
+    """
+    found = list(folder.rglob(f".{of}{ENDING}*"))  # DuckDB puts a log beside a file of its own
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)

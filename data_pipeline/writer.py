@@ -189,6 +189,8 @@ def main() -> int:
     sys.setrecursionlimit(RECURSION_LIMIT)
     threading.stack_size(THREAD_STACK)
     turn = take_turn(settings.data_dir / "journal")
+    # Not before: the writer of a server that was killed may have just begun one.
+    atomic.clean(settings.data_dir / "journal", "*.position.*")
     for folder in ("raw/gex", "gex", "depth"):
         atomic.make_folder(settings.data_dir / folder)
         atomic.fsync_folder((settings.data_dir / folder).parent)

@@ -93,7 +93,7 @@ class Journal:
             os.close(self._lock_fd)
             self._lock_fd = None
             raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
-        atomic.clean(self.folder)
+        atomic.clean(self.folder, f"*{segments.ENDING}")
         self.id, self.durable, self.first_link = find_end(self.folder)
         self._next = self.durable + 1
 

@@ -6,6 +6,7 @@ import pathlib
 import sys
 import tempfile
 import time
+import traceback
 
 from tests.reliability.shim import Unable
 
@@ -36,7 +37,8 @@ def main() -> int:
             except Unable as reason:
                 said = f"cannot run here: {reason}"
             except AssertionError as problem:
-                failed, said = failed + 1, f"FAILED: {problem}"
+                where = traceback.extract_tb(problem.__traceback__)[-1]
+                failed, said = failed + 1, f"FAILED: {problem or where.line}"
         print(f"{name}: {said} ({time.monotonic() - began:.0f} s)", flush=True)
     return 1 if failed else 0
 

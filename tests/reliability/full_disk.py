@@ -98,7 +98,7 @@ def fail(failures: tuple, rounds: int, folder: pathlib.Path) -> tuple[float, int
         with bridge:
             for number in range(rounds):
                 with Load(bridge, clients=2, first=number * 1_000_000, pause=0.005) as load:
-                    eventually(lambda: load.count > 20)
+                    eventually(lambda: load.count > 20 and bridge.database.exists())
                     switch.touch()
                     try:
                         if told:

@@ -136,7 +136,7 @@ def check_everything_once(bridge: RunningBridge, acknowledged: dict[str, list]) 
     assert not set(acknowledged["uw"]) - set(serials), "webhook rows are missing"
 
     links = read(bridge.database, "SELECT id, url FROM gex_history_queue")
-    assert len(set(links)) == len(links)
+    assert len(set(links)) == len(links), "a queue row stands twice"
     assert not set(acknowledged["link"]) - set(links), "queue rows are missing"
 
     latest = json.loads((bridge.data_dir / "raw/gex/latest.json").read_bytes())
@@ -144,7 +144,7 @@ def check_everything_once(bridge: RunningBridge, acknowledged: dict[str, list]) 
         assert ticker in latest
         json.loads((bridge.data_dir / "gex" / ticker / "snapshot.json").read_bytes())
     leftovers = [p for p in bridge.data_dir.rglob("*") if p.name.endswith(".tmp~")]
-    assert not leftovers
+    assert not leftovers, f"temporary files are left: {leftovers}"
 
 
 def _lines(path) -> list[str]:

@@ -114,11 +114,11 @@ class RunningBridge:
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         return status_of(self.send(request(path, body)))
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
         """Signal it and wait; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(patience)
 
     def kill(self) -> None:
         """kill -9, the server first and alone: the writer must find out by itself."""

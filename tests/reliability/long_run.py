@@ -98,7 +98,7 @@ def _sizes(path: pathlib.Path) -> tuple[int, int]:
 
 
 def requests(count: int, folder: pathlib.Path) -> str:
-    with RunningBridge(folder / "data", STOP_TIMEOUT="120") as bridge:
+    with RunningBridge(folder / "data", STOP_TIMEOUT="3600") as bridge:
         server, writer = bridge.process.pid, eventually(lambda: writer_of(bridge))
         with Load(bridge, clients=4) as load:
             eventually(lambda: load.count >= count // 10, "load gets through", 3600)
@@ -107,7 +107,7 @@ def requests(count: int, folder: pathlib.Path) -> str:
             rate = (load.count - so_far) / (time.monotonic() - began)
             grown = [now - then for now, then in zip((memory(server), memory(writer)), early)]
         assert not load.refused
-        assert bridge.stop() == 0, bridge.complaints
+        assert bridge.stop(patience=3600) == 0, bridge.complaints
         assert "not everything was flushed" not in bridge.complaints
     check_everything_once(bridge, load.acknowledged)
     return (

@@ -27,7 +27,7 @@ def open_read_only(database: pathlib.Path) -> float:
 
 def run(rounds: int, folder: pathlib.Path) -> str:
     """rounds: how often a reader comes."""
-    with RunningBridge(folder / "data", STOP_TIMEOUT="60") as bridge, Load(bridge, clients=4) as load:
+    with RunningBridge(folder / "data", STOP_TIMEOUT="600") as bridge, Load(bridge, clients=4) as load:
         eventually(bridge.database.exists)
         waits = []
         for _ in range(rounds):
@@ -35,7 +35,7 @@ def run(rounds: int, folder: pathlib.Path) -> str:
             time.sleep(BETWEEN)
         load.stop()
         assert not load.refused
-        assert bridge.stop() == 0
+        assert bridge.stop(patience=600) == 0
     check_everything_once(bridge, load.acknowledged)
     waits.sort()
     p50, p99 = waits[len(waits) // 2], waits[min(len(waits) - 1, int(len(waits) * 0.99))]

@@ -14,7 +14,7 @@ CALLS = (
     "openat,write,pwrite64,sendto,recvfrom,fsync,fdatasync,rename,unlink,link,ftruncate,truncate,mkdir,accept4,execve,"
     "clone,clone3,vfork,fork,connect"
 )
-STRING_LIMIT = 600_000  # bytes; longer ones would be cut, and that is refused below
+STRING_LIMIT = 8_000_000  # bytes; longer ones would be cut, and that is refused below
 
 _LINE = re.compile(r"(\d+) +(?:(\w+)\((.*)|<\.\.\. (\w+) resumed>(.*)|\+\+\+ .*|--- .*)", re.S)
 _RESULT = re.compile(r"(.*)\) += (-?\d+|\?)(?:<([^>]*)>)?", re.S)

@@ -7,6 +7,7 @@ and a request never for a file.
 """
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -214,7 +215,8 @@ class WriterProcess:
         while True:
             began = time.monotonic()
             for line in self._process.stdout:
-                self.report = json.loads(line)
+                with contextlib.suppress(ValueError):  # half a line is what a kill leaves
+                    self.report = json.loads(line)
             code = self._process.wait()
             self._process.stdout.close()
             if self._stopping.is_set():
@@ -222,8 +224,18 @@ class WriterProcess:
             failures = 0 if time.monotonic() - began > STEADY else failures + 1
             pause = RESTART_PAUSES[min(failures, len(RESTART_PAUSES) - 1)]
             log.error("the writer ended with %s; it is started again in %g s, nothing is lost", code, pause)
-            if self._stopping.wait(pause):
+            if not self._spawn_after(pause):
                 return
-            self._process.stdin.close()
-            self.restarts += 1
-            self._spawn()
+
+    def _spawn_after(self, pause: float) -> bool:
+        """Start it again; False if the stop comes first."""
+        self._process.stdin.close()
+        while not self._stopping.wait(pause):
+            try:
+                self._spawn()
+                self.restarts += 1
+                return True
+            except OSError as problem:  # no memory, no descriptors, no processes: it may pass
+                pause = RESTART_PAUSES[-1]
+                log.error("the writer cannot be started, next try in %g s: %s", pause, problem)
+        return False

@@ -1,6 +1,7 @@
 """What an accepted payload causes: the one place where store, journal and background parts meet."""
 
 import logging
+import sys
 
 from data_pipeline import records, times, validation
 from data_pipeline.files import read_latest
@@ -35,7 +36,7 @@ class Bridge:
 
     def restore(self, root) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
-        for snapshot in read_latest(root):
+        for snapshot in _read_latest_however_deep(root):
             parts = {
                 kind: records.Part.of(data)
                 for kind in ("majors", "maxchange", "snapshot")
@@ -106,6 +107,16 @@ class Bridge:
 
     def _take_back_link(self, before: int) -> None:
         self.last_link = before
+
+
+def _read_latest_however_deep(root):
+    """In latest.json a payload lies two levels deeper than when the parser let it through."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10 * limit)
+    try:
+        return read_latest(root)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _is_acknowledgement(payload: dict) -> bool:

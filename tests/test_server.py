@@ -298,3 +298,18 @@ def test_numbers_of_links_go_on_after_a_restart_a_lost_journal_and_a_migration(t
         assert bridge.post("/uw", {}) == 200
         eventually(lambda: bridge.rows("SELECT count(*) FROM universal_webhooks") == [(2,)])
         eventually(lambda: queued(bridge) > 70)
+
+
+def test_the_deepest_payload_that_is_taken_comes_back_after_a_restart(tmp_path):
+    def nested(depth):
+        return b'{"ticker":"SPX","kind":"snapshot","data":{"timestamp":1,"x":' + b"[" * depth + b"]" * depth + b"}}"
+
+    with RunningBridge(tmp_path / "data") as bridge:
+        depth = next(d for d in range(1000, 0, -1) if bridge.post("/gex", nested(d)) == 202)
+        assert bridge.stop() == 0
+    with bridge:
+        assert bridge.post("/gex", {"ticker": "SPX", "kind": "majors", "data": {"spot": 2}}) == 202
+        assert bridge.stop() == 0
+    latest = (bridge.data_dir / "raw/gex/latest.json").read_text()
+    assert latest.count("[") >= depth and '"spot": 2' in latest
+    assert not (bridge.data_dir / "raw/gex/latest.json.damaged").exists()

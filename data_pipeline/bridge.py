@@ -1,6 +1,7 @@
 """What an accepted payload causes: the one place where store, journal and background parts meet."""
 
 import logging
+import time
 
 from data_pipeline import records, times, validation
 from data_pipeline.files import read_latest
@@ -32,6 +33,8 @@ class Bridge:
         self.downloads = downloads
         self.discord = discord
         self.last_link = 0
+        # ticker -> time.monotonic() of its last payload since the start
+        self.heard: dict[str, float] = {}
 
     def restore(self, root) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
@@ -100,6 +103,7 @@ class Bridge:
             return records.Gex(at, gex.endpoint, state, webhook).encode(), self.store.put(state)
 
         self.repository.append(build)
+        self.heard[gex.ticker] = time.monotonic()
 
     def _take_back_link(self) -> None:
         self.last_link -= 1

@@ -147,6 +147,11 @@ def last_id(con, table: str) -> int:
     return value
 
 
+def queue_counts(con) -> dict[str, int]:
+    """The links of the history queue by status; other programs may have words of their own, so at most 20."""
+    return dict(con.execute("SELECT status, count(*) FROM gex_history_queue GROUP BY 1 ORDER BY 1 LIMIT 20").fetchall())
+
+
 def note_last_id(con, table: str, value: int) -> None:
     """Remember that ids up to `value` are given out."""
     con.execute("INSERT OR REPLACE INTO bridge_ids VALUES (?, ?)", [table, value])

@@ -13,7 +13,9 @@ import duckdb
 import pyarrow
 
 from data_pipeline.repository import upserts
-from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, note_position, position
+from data_pipeline.repository.database import (
+    Database, DatabaseBusy, DatabaseDamaged, note_position, position, queue_counts,
+)
 from data_pipeline.rows import Rows
 
 log = logging.getLogger("webhook")
@@ -41,8 +43,9 @@ class Loader:
 
     source: the journal's decoded records; journal: its id; interval: least
     seconds between the beginnings of two sessions.  `position` is what has
-    been applied, `safe` what is also checkpointed: only that may leave the
-    journal.
+    been applied (None where only the database knows), `safe` what is also
+    checkpointed: only that may leave the journal.  `loaded` is what was last
+    known to be applied, for those who look on.
     """
 
     def __init__(self, database: Database, source, journal: str, interval: float):
@@ -52,7 +55,9 @@ class Loader:
         self.interval = interval
         self.position: int | None = None
         self.safe = 0
-        self.sessions = self.records = self.busy = self.set_aside = 0
+        self.loaded = 0
+        self.sessions = self.failed = self.records = self.busy = self.set_aside = 0
+        self.queue: dict[str, int] = {}  # links by status, as of the last session that looked
         self.last_session = 0.0
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
@@ -71,8 +76,9 @@ class Loader:
 
     def stats(self) -> dict:
         return {
-            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records, "busy_retries": self.busy,
-            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "position": self.loaded, "sessions": self.sessions, "failed_sessions": self.failed,
+            "records": self.records, "busy_retries": self.busy, "set_aside": self.set_aside,
+            "last_session_seconds": self.last_session, "trouble": self.trouble, "queue": self.queue,
         }
 
     def _run(self) -> None:
@@ -121,7 +127,8 @@ class Loader:
         """Make the tables if they are missing, and see how far they are."""
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
-        self.position = self.safe = found
+            self.queue = queue_counts(con)
+        self.position = self.safe = self.loaded = found
 
     def _load(self, records: list) -> None:
         kept, rows = [], Rows()
@@ -142,7 +149,9 @@ class Loader:
                 except UNLOADABLE as problem:
                     self._apply_halves(con, kept, problem)
                     self._apply(con, Rows(), upto)
-        self.position = upto
+            if checkpoint or rows.links:
+                self.queue = queue_counts(con)
+        self.position = self.loaded = upto
         if checkpoint:
             self.safe = upto
         self.sessions += 1
@@ -190,6 +199,7 @@ class Loader:
 
     def _report(self, problem: Exception) -> None:
         """A line at most once a minute; the records wait in the journal."""
+        self.failed += 1
         self.trouble = str(problem) or type(problem).__name__
         if isinstance(problem, DatabaseBusy):
             self.busy += 1

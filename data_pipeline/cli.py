@@ -18,6 +18,7 @@ COMMANDS = {
     "migrate": "migrate",
     "export-sqlite": "export_sqlite",
     "systemd-unit": "systemd_unit",
+    "check": "check",
 }
 
 

@@ -15,6 +15,7 @@ import duckdb
 
 from data_pipeline.atomic import fsync_folder
 from data_pipeline.repository import schema
+from data_pipeline.repository.magic import refuse_foreign_file
 
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
@@ -90,7 +91,21 @@ class Database:
         except FileNotFoundError:
             return 0
 
-    def _open(self, wait: float):
+    @contextlib.contextmanager
+    def reading(self, wait: float = 0.0):
+        """Yield a connection that only reads a file that is there, and makes nothing in it.
+
+        As long as it is open no one can write.  Raises DatabaseBusy,
+        DatabaseDamaged, and NotADatabase.
+        """
+        refuse_foreign_file(self.path)
+        con = self._open(wait, f"ATTACH '{self._quoted_path}' AS {CATALOG} (READ_ONLY)")
+        try:
+            yield con
+        finally:
+            con.close()
+
+    def _open(self, wait: float, attach: str | None = None):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + wait
         while True:
@@ -98,7 +113,7 @@ class Database:
             try:
                 for setting in SETTINGS:
                     con.execute(setting)
-                con.execute(self._attach())
+                con.execute(attach or self._attach())
                 con.execute(f"USE {CATALOG}")
                 return con
             except duckdb.Error as problem:
@@ -115,8 +130,11 @@ class Database:
         if not self.path.exists():
             self._schema_seen = False
             options += f", STORAGE_VERSION '{STORAGE_VERSION}'"
-        path = str(self.path).replace("'", "''")
-        return f"ATTACH '{path}' AS {CATALOG} ({options})"
+        return f"ATTACH '{self._quoted_path}' AS {CATALOG} ({options})"
+
+    @property
+    def _quoted_path(self) -> str:
+        return str(self.path).replace("'", "''")
 
     def move_aside(self) -> pathlib.Path:
         """Rename the file, and its write-ahead log, out of the way; returns the new name."""

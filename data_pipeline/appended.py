@@ -83,9 +83,7 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _append(path: pathlib.Path, content: bytes) -> None:
-    is_new = not path.exists()
-    if is_new:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         before = os.fstat(fd).st_size
@@ -99,6 +97,6 @@ def _append(path: pathlib.Path, content: bytes) -> None:
             raise
     finally:
         os.close(fd)
-    if is_new:
+    if not before:  # new, or left empty by an attempt that failed
         atomic.fsync_folder(path.parent)
         atomic.fsync_folder(path.parent.parent)

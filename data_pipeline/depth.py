@@ -113,13 +113,12 @@ class DepthPersistor:
         while True:
             batch, ended = self._collect()
             try:
-                self._flush(batch)
+                self._flush_or_put_back(batch)
                 self._retry_due(last_chance=ended)
                 if not batch:
                     self.files.settle()
             except Exception:
                 log.exception("depth events cannot be written, they wait in the journal")
-                self._put_back(batch)
                 if not ended:
                     self._stopping.wait(1.0)
             if ended:
@@ -128,8 +127,9 @@ class DepthPersistor:
     def _collect(self) -> tuple[list[DepthEvent], bool]:
         """Events for one flush, and whether there are no more to come."""
         batch: list[DepthEvent] = []
+        lines = 0
         until = self.clock() + FLUSH_INTERVAL
-        while sum(event.line is not None for event in batch) < FLUSH_EVENTS and len(batch) < QUEUE_SIZE:
+        while lines < FLUSH_EVENTS and len(batch) < QUEUE_SIZE:
             stopping = self._stopping.is_set()
             try:
                 wait = 0 if stopping else max(0.0, until - self.clock())
@@ -140,7 +140,17 @@ class DepthPersistor:
                 if not batch:
                     until = self.clock() + FLUSH_INTERVAL
                 batch.append(event)
+                lines += event.line is not None
         return batch, False
+
+    def _flush_or_put_back(self, batch: list[DepthEvent]) -> None:
+        try:
+            self._flush(batch)
+        except Exception:
+            # The note could not be written, and so nothing was: the events stay first in the queue.
+            with self._queue.mutex:
+                self._queue.queue.extendleft(reversed(batch))
+            raise
 
     def _flush(self, batch: list[DepthEvent]) -> None:
         grouped: dict[str, list[DepthEvent]] = {}
@@ -188,8 +198,3 @@ class DepthPersistor:
         self.dead_lettered += len(events)
         log.error("%d depth events for %s are in %s: %s", len(events), name, DEAD_LETTERS, problem)
         return True
-
-    def _put_back(self, batch: list[DepthEvent]) -> None:
-        """The note could not be written: the events stay first in the queue."""
-        with self._queue.mutex:
-            self._queue.queue.extendleft(reversed(batch))

@@ -174,7 +174,7 @@ def read_latest(root: pathlib.Path) -> list[TickerSnapshot]:
         return [TickerSnapshot.from_document(ticker, document) for ticker, document in documents.items()]
     except FileNotFoundError:
         return []
-    except (ValueError, AttributeError) as problem:
+    except (ValueError, AttributeError, RecursionError) as problem:
         aside = path.with_name("latest.json.damaged")
         log.error("%s is not readable and now lies at %s: %s", path, aside, ascii(str(problem)))
         path.replace(aside)

@@ -144,6 +144,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             raise HTTPError(400, "Invalid JSON payload") from None
         if not isinstance(payload, dict):
             raise HTTPError(400, "Payload must be a JSON object")
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("payload of %s: %s", self.route, raw.decode("utf-8"))
         return raw, payload
 
     def _answer(self, status: int, answer: dict) -> None:

@@ -187,11 +187,11 @@ class Lounge:
         self.most = most
         self.on_ready = on_ready
         self._selector = selectors.DefaultSelector()
-        # Guards `_arrivals`, which other threads fill.
+        # Guards `_arrivals`, which other threads fill, and `_closed`, after which nobody takes them.
         self._lock = threading.Lock()
         self._arrivals: list[Connection] = []
         self._waiting: dict[Connection, None] = {}
-        self._closing = False
+        self._closing = self._closed = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -205,14 +205,19 @@ class Lounge:
         self._thread.start()
 
     def add(self, connection: Connection) -> None:
+        """Let it wait here; after `stop` it is closed."""
         with self._lock:
-            self._arrivals.append(connection)
-        self._wake()
+            if not self._closed:
+                self._arrivals.append(connection)
+                return self._wake()
+        connection.sock.close()
 
     def stop(self, timeout: float) -> bool:
         """Close what waits; True if the thread ended in time."""
         self._closing = True
-        self._wake()
+        with self._lock:
+            if not self._closed:
+                self._wake()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -233,11 +238,13 @@ class Lounge:
             if time.monotonic() >= sweep:
                 sweep = time.monotonic() + SWEEP
                 self._expire()
+        with self._lock:
+            self._closed = True
+            self._wake_in.close()
+            self._wake_out.close()
         for connection in list(self._waiting) + self._arrivals:
             connection.sock.close()
         self._selector.close()
-        self._wake_in.close()
-        self._wake_out.close()
 
     def _admit(self) -> None:
         self._wake_out.recv(4096)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from adbc_driver_sqlite import dbapi
 
 from data_pipeline.repository import schema
-from data_pipeline.repository.database import SQLITE_MAGIC
+from data_pipeline.repository.magic import SQLITE
 
 ARROW_TYPES = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
 SQLITE_TYPES = {"VARCHAR": "text", "BIGINT": "integer", "DOUBLE": "real"}
@@ -247,7 +247,7 @@ def _check_magic(path: pathlib.Path) -> None:
             head = file.read(20)
     except OSError as problem:
         raise LegacyError(f"{path}: {problem.strerror}") from problem
-    if not head.startswith(SQLITE_MAGIC):
+    if not head.startswith(SQLITE):
         raise LegacyError(f"{path} is not an SQLite file")
 
 

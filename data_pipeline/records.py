@@ -175,7 +175,7 @@ def decode(payload: bytes) -> Webhook | Link | Gex:
             return Link(**head)
         if kind == "gex":
             return _gex(head, rest)
-    except (ValueError, TypeError, KeyError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
         raise RecordError(f"not a record: {problem}") from problem
     raise RecordError(f"not a record: type {kind!r}")
 

@@ -68,6 +68,6 @@ def day(timestamp: object, received: str) -> str:
         if whole is not None:
             moment = parse_iso(timestamp.strip()) or from_number(whole)
     try:
-        return moment.astimezone(UTC).strftime("%Y-%m-%d") if moment else received[:10]
+        return moment.astimezone(UTC).date().isoformat() if moment else received[:10]
     except (ValueError, OverflowError):
         return received[:10]

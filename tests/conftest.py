@@ -1,6 +1,11 @@
+import hypothesis
 import pytest
 
 from tests.support import RunningBridge
+
+# The machine's load says nothing about the code; nothing is written beside the tests.
+hypothesis.settings.register_profile("bridge", deadline=None, database=None)
+hypothesis.settings.load_profile("bridge")
 
 
 @pytest.fixture

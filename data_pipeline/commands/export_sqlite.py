@@ -25,7 +25,7 @@ def run(args, settings) -> int:
     from data_pipeline.repository import database
 
     problems = (
-        export_sqlite.ExportError, database.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,
+        export_sqlite.ExportError, magic.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,
         duckdb.Error, sqlite3.Error, OSError,
     )
     try:

@@ -36,7 +36,7 @@ def run(args, settings) -> int:
     started = time.monotonic()
     try:
         migration.look() if args.dry_run else migration.run()
-    except (migrate.MigrationError, legacy.LegacyError, database.NotADatabase) as problem:
+    except (migrate.MigrationError, legacy.LegacyError, magic.NotADatabase) as problem:
         print(f"gex-bridge migrate: {problem}", file=sys.stderr)
         return 1
     except (database.DatabaseBusy, database.DatabaseDamaged, duckdb.Error, OSError) as problem:

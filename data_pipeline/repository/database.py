@@ -9,6 +9,7 @@ DuckDB's lock (POSIX locks belong to the process).
 
 import contextlib
 import pathlib
+import threading
 import time
 
 import duckdb
@@ -40,6 +41,10 @@ SETTINGS = (
 # What DuckDB says of a file that is broken, and not only out of reach.
 DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "INTERNAL Error", "FATAL Error")
 
+# One session at a time in a process.  DuckDB's lock keeps other processes out, not a second thread of this one
+# (POSIX locks belong to the process), and closing one of two descriptors would drop the lock of both.
+_SESSION = threading.Lock()
+
 
 class DatabaseBusy(Exception):
     """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
@@ -50,10 +55,7 @@ class DatabaseDamaged(Exception):
 
 
 class Database:
-    """The file at `path`, opened for one session at a time.
-
-    Not safe for several threads at once: one loader thread owns it.
-    """
+    """The file at `path`, opened for one session at a time."""
 
     def __init__(self, path: pathlib.Path):
         self.path = pathlib.Path(path)
@@ -70,6 +72,14 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
+        if not _SESSION.acquire(timeout=wait):
+            raise DatabaseBusy("another thread has the database open")
+        try:
+            yield from self._hold(wait, checkpoint)
+        finally:
+            _SESSION.release()
+
+    def _hold(self, wait: float, checkpoint: bool):
         con = self._open(wait)
         try:
             if not self._schema_seen:
@@ -80,6 +90,9 @@ class Database:
             yield con
             if checkpoint:
                 con.execute("CHECKPOINT")
+        except BaseException:
+            self._schema_seen = False  # it may be another file, put in its place
+            raise
         finally:
             con.close()
 
@@ -118,11 +131,16 @@ class Database:
                 return con
             except duckdb.Error as problem:
                 con.close()
-                if any(sign in str(problem) for sign in DAMAGE):
+                if self._is_damage(str(problem)):
                     raise DatabaseDamaged(str(problem)) from problem
                 if time.monotonic() >= until:
                     raise DatabaseBusy(str(problem)) from problem
                 time.sleep(0.02)
+
+    def _is_damage(self, said: str) -> bool:
+        """Whether DuckDB's message is about the file's content; the path and whoever holds it may have any name."""
+        said = said.replace(str(self.path), "")
+        return "Could not set lock" not in said and any(sign in said for sign in DAMAGE)
 
     def _attach(self) -> str:
         options = f"ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
@@ -145,13 +163,6 @@ class Database:
                 source.rename(aside.with_name(aside.name + ending))
         fsync_folder(self.path.parent)
         return aside
-
-    def _config(self) -> dict:
-        # The storage version may only be named for a file that is new.
-        settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-        if not self.path.exists():
-            settings["storage_compatibility_version"] = STORAGE_VERSION
-        return settings
 
 
 def last_id(con, table: str) -> int:

@@ -90,6 +90,7 @@ class Journal:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock_fd)
+            self._lock_fd = None
             raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
         atomic.clean(self.folder)
         self.id, self.durable, self.first_link = find_end(self.folder)
@@ -243,9 +244,13 @@ def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
     if header is None:
         header = segments.SegmentHeader(uuid.uuid4().hex, 1, 0)
         log.error("no header of the journal in %s is readable; it goes on under a new id", folder)
-    reader = segments.Reader(folder, segments.first_number(found[-1]) - 1)
-    unknown = 0
-    while part := reader.read(1 << 62):
-        unknown = sum(len(p.raw) for p in part if isinstance(p, segments.Damage) and p.after == reader.position)
-    end = reader.position + unknown // segments.RECORD.size + (unknown > 0)
+    last, unknown = segments.first_number(found[-1]) - 1, 0
+    reader = segments.Reader(folder, last)
+    while parts := reader.read(1 << 62):
+        for part in parts:
+            if isinstance(part, segments.Record):
+                last, unknown = part.number, 0
+            else:
+                unknown += len(part.raw)
+    end = last + unknown // segments.RECORD.size + (unknown > 0)
     return header.journal, end, header.last_link

@@ -5,6 +5,7 @@ record is applied exactly once.  While another process has the file, nothing
 is lost but time.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -174,7 +175,8 @@ class Loader:
             note_position(con, self.journal, upto)
             con.execute("COMMIT")
         except BaseException:
-            con.execute("ROLLBACK")
+            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back; its own error is the one to name
+                con.execute("ROLLBACK")
             raise
 
     def _apply_halves(self, con, records: list, problem: Exception) -> None:

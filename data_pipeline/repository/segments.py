@@ -139,7 +139,7 @@ class Reader:
         """The next records, in order, at the most `most` or about `most_bytes`; [] where there is none yet.
 
         Damaged places come as `Damage`.  `position` moves to the last record
-        returned (past gaps, where records are lost).  Raises OSError.
+        returned, and past numbers up to `upto` whose records are lost.  Raises OSError.
         """
         found: list[Record | Damage] = []
         size = 0
@@ -149,11 +149,9 @@ class Reader:
             if limit is None:
                 break
             size += self._scan(found, min(upto, limit - 1), most, most_bytes - size)
-            if len(found) == before and limit > upto:
-                break
             if len(found) == before:
                 # Nothing more counts in this segment: what is missing up to the next one is lost.
-                self.position = max(self.position, limit - 1)
+                self.position = max(self.position, min(upto, limit - 1))
         return found
 
     def _open_next(self) -> int | None:
@@ -181,7 +179,7 @@ class Reader:
                     buffer, base, at = buffer[at:] + more, base + at, 0
                     continue
                 if record is None:
-                    step = self._skip_damage(found, buffer, base, at, upto)
+                    step = self._skip_damage(found, buffer, base, at)
                     if step is None:
                         break
                     at += step
@@ -196,10 +194,10 @@ class Reader:
                     size += len(record.payload)
         return size
 
-    def _skip_damage(self, found: list, buffer: bytes, base: int, at: int, upto: int) -> int | None:
-        """How far the next whole record is; None where there is none that counts."""
+    def _skip_damage(self, found: list, buffer: bytes, base: int, at: int) -> int | None:
+        """How far the next whole record is; None where there is none."""
         next_at = buffer.find(MARK, at + 1)
-        while next_at != -1 and ((record := record_at(buffer, next_at)) is None or record.number > upto):
+        while next_at != -1 and record_at(buffer, next_at) is None:
             next_at = buffer.find(MARK, next_at + 1)
         end = next_at if next_at != -1 else len(buffer)
         if end > at:

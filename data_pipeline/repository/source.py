@@ -63,22 +63,32 @@ class Cache:
     """Decoded records that the two readers share, so that a body is parsed once."""
 
     SIZE = 512
+    BYTES = 32 << 20  # of payloads; one reader may be far ahead while the other waits for the database
 
     def __init__(self):
+        # Guards all below; both readers come here.
         self._lock = threading.Lock()
-        self._records: collections.OrderedDict[int, object] = collections.OrderedDict()
+        self._records: collections.OrderedDict[int, tuple[object, int]] = collections.OrderedDict()
+        self._bytes = 0
 
     def decode(self, record: segments.Record):
         """Raises records.RecordError."""
         with self._lock:
-            found = self._records.pop(record.number, None)
+            found = self._take(record.number)
         if found is not None:
             return found  # both have it now
         found = records.decode(record.payload)
         with self._lock:
-            self._records[record.number] = found
-            if len(self._records) > self.SIZE:
-                self._records.popitem(last=False)
+            self._take(record.number)
+            self._records[record.number] = found, len(record.payload)
+            self._bytes += len(record.payload)
+            while len(self._records) > self.SIZE or self._bytes > self.BYTES:
+                self._take(next(iter(self._records)))
+        return found
+
+    def _take(self, number: int):
+        found, size = self._records.pop(number, (None, 0))
+        self._bytes -= size
         return found
 
 
@@ -101,9 +111,9 @@ class Source:
         self._raw: dict[int, bytes] = {}
 
     def read(self, after: int, most: int) -> list[tuple[int, object]]:
-        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours.
+        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 
-        Raises OSError.
+        Whoever has done them all goes on behind the last one's number.  Raises OSError.
         """
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
@@ -120,6 +130,8 @@ class Source:
                 found.append((part.number, None))
                 if self._names_damage:
                     self.set_aside(part.number, str(problem))
+        if self._reader.position > (found[-1][0] if found else after):
+            found.append((self._reader.position, None))
         return found
 
     def set_aside(self, number: int, reason: str) -> None:

@@ -113,6 +113,8 @@ def throughput(requests: int, rounds: int, folder: pathlib.Path) -> None:
                 if server is None:
                     # A bridge of its own for each turn, so that what it still has to load disturbs nobody else.
                     with RunningBridge(folder / f"bridge-{clients}-{number}") as bridge:
+                        Run(bridge.port, 1, 1)
+                        read(bridge.database, "SELECT 1 FROM gex_bridge_snapshots")  # the writer has started, too
                         runs[name].append(Run(bridge.port, clients, requests))
                         bridge.process.kill()
                     time.sleep(0.5)

@@ -78,12 +78,16 @@ class Sqlite(Bare):
         con.close()
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # with the library's 5, 32 clients wait seconds for their connection
+
+
 def main():
     handler = {"bare": Bare, "sqlite": Sqlite}[sys.argv[1]]
     if handler is Sqlite:
         Sqlite.root = pathlib.Path(sys.argv[2])
         Sqlite.root.mkdir(parents=True, exist_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 

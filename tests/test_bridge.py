@@ -1,0 +1,218 @@
+import json
+import resource
+import threading
+
+import pytest
+
+from data_pipeline import config, records
+from data_pipeline.bridge import Bridge
+from data_pipeline.files import Views
+from data_pipeline.repository.journal import NotDurable
+from data_pipeline.repository.segments import Reader
+from data_pipeline.repository.service import Repository
+from data_pipeline.store import TickerSnapshot
+from data_pipeline.validation import ValidationError
+from tests.support import PATIENCE, gex_payload
+
+HEARTBEAT = {"status": "ignored", "reason": "heartbeat"}
+RECEIVED = {"status": "received", "message": "Universal webhook processed"}
+
+
+class Rig:
+    """A bridge on a real journal; nothing takes the journal further."""
+
+    def __init__(self, root, **parts):
+        self.settings = config.load(None, root, {"DATA_DIR": "data"})
+        self.repository = Repository(self.settings)
+        self.repository.open()
+        self.bridge = Bridge(self.repository, **parts)
+        self.bridge.restore(self.settings.data_dir)
+
+    def gex(self, payload):
+        return self.bridge.gex(json.dumps(payload).encode(), payload)
+
+    def universal(self, payload):
+        return self.bridge.universal(json.dumps(payload).encode(), payload, "127.0.0.1", "agent")
+
+    def link(self, n=1):
+        return self.bridge.history_link({"url": f"http://x/{n}", "ticker": "spx", "endpoint": "gex_zero"})
+
+    @property
+    def records(self):
+        reader, found = Reader(self.repository.folder, 0), []
+        while part := reader.read(self.repository.journal.durable):
+            found += part
+        return [records.decode(record.payload) for record in found]
+
+    def close(self):
+        self.repository.journal.close()
+
+
+@pytest.fixture
+def rig(tmp_path):
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def loaded(state: TickerSnapshot) -> dict:
+    """A state of the store with its data as objects."""
+    kinds = ("majors", "maxchange", "snapshot")
+    return {**state.__dict__, **{kind: part.load() if (part := getattr(state, kind)) else None for kind in kinds}}
+
+
+def test_an_acknowledged_payload_is_in_the_journal_with_the_state_after_it(rig):
+    first, second = gex_payload(), gex_payload(kind="majors", endpoint="", spot=1)
+    assert rig.gex(first) == rig.gex(second) == {"status": "ok", "ticker": "SPX"}
+    one, two = rig.records
+    assert (one.data, one.endpoint, one.webhook) == (first["data"], "gex_zero", None)
+    assert (two.data, two.endpoint, two.loaded.snapshot) == (second["data"], "", first["data"])
+    assert two.state.last_endpoint == "gex_zero"
+    assert two.state == rig.bridge.store.get("SPX")
+
+
+def test_every_payload_of_one_ticker_at_once_has_its_own_values_in_its_own_record(rig):
+    def work(n):
+        for i in range(10):
+            rig.gex(gex_payload(kind=("snapshot", "majors")[i % 2], spot=100 * n + i))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(record.data["spot"] for record in rig.records) == sorted(100 * n + i for n in range(8) for i in range(10))
+    state = TickerSnapshot("SPX")
+    for record in rig.records:
+        state = state.merged(record.kind, record.data, "gex_zero", "2025-11-09T15:00:00Z")
+        assert record.loaded == state, "the journal's order is the order of the states"
+
+
+def test_a_wrong_payload_leaves_no_trace(rig):
+    with pytest.raises(ValidationError):
+        rig.gex({"ticker": "SPX"})
+    with pytest.raises(ValidationError):
+        rig.universal({"topic": "gex", "ticker": "SPX"})
+    assert rig.records == [] and rig.bridge.store.tickers() == []
+
+
+def test_what_is_not_durable_never_happened(rig):
+    rig.gex(gex_payload(spot=1))
+    rig.link()
+    before = rig.bridge.store.get("SPX")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))
+    try:
+        for refused in (lambda: rig.gex(gex_payload(spot=2)), lambda: rig.gex(gex_payload("NDX")), rig.link,
+                        lambda: rig.universal({"topic": "any"})):
+            with pytest.raises(NotDurable):
+                refused()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert rig.bridge.store.tickers() == [before]
+    assert rig.link()["id"] == 2
+    assert len(rig.records) == 3
+
+
+@pytest.mark.parametrize("key", ["eventType", "event_type", "event", "type"])
+def test_a_heartbeat_is_not_stored_whatever_else_it_says(rig, key):
+    assert rig.universal({key: "heartbeat", "topic": "gex"}) == HEARTBEAT
+    assert rig.records == []
+
+
+def test_only_the_first_event_name_that_is_not_empty_counts(rig):
+    assert rig.universal({"eventType": "", "event": "heartbeat"}) == HEARTBEAT
+    assert rig.universal({"eventType": "other", "event": "heartbeat"}) == RECEIVED
+
+
+def test_an_acknowledgement_of_phoenix_is_not_stored(rig):
+    reply = {"topic": "phoenix", "event": "phx_reply", "payload": {"status": "ok"}}
+    assert rig.universal(reply) == {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
+    kept = [{**reply, "payload": {"status": "error"}}, {**reply, "payload": "ok"}, {**reply, "topic": "other"},
+            {**reply, "event": None, "type": "phx_reply"}]
+    for payload in kept:
+        assert rig.universal(payload) == RECEIVED
+    assert [record.payload for record in rig.records] == kept
+
+
+def test_gamma_exposure_as_a_webhook_is_both(rig):
+    payload = {"topic": "gex", "ticker": "spx", "payload": {"timestamp": 1, "spot": 2}}
+    assert rig.universal(payload) == RECEIVED
+    (record,) = rig.records
+    assert (record.kind, record.endpoint, record.webhook) == ("snapshot", "gex_zero", ("127.0.0.1", "agent"))
+    assert (record.data, record.payload) == (payload["payload"], payload)
+
+
+class Dashboard:
+    def __init__(self, takes):
+        self.takes = takes
+        self.offered = []
+
+    def offer(self, *link):
+        self.offered.append(link)
+        return self.takes
+
+
+class Downloads:
+    def __init__(self):
+        self.submitted = []
+
+    def submit(self, *link):
+        self.submitted.append(link)
+
+
+def test_links_get_ids_that_count_up_and_are_handed_on(tmp_path):
+    downloads = Downloads()
+    rig = Rig(tmp_path, dashboard=Dashboard(False), downloads=downloads)
+    assert [rig.link(n) for n in (1, 2)] == [{"status": "queued", "id": n, "via": "local"} for n in (1, 2)]
+    assert downloads.submitted == [(n, f"http://x/{n}", "SPX", "gex_zero") for n in (1, 2)]
+    assert [(r.id, r.url, r.ticker) for r in rig.records] == [(1, "http://x/1", "SPX"), (2, "http://x/2", "SPX")]
+    rig.close()
+
+
+def test_a_link_that_the_dashboard_takes_is_not_stored(tmp_path):
+    rig = Rig(tmp_path, dashboard=Dashboard(True))
+    assert rig.link() == {"status": "queued", "via": "dashboard"}
+    assert rig.bridge.dashboard.offered == [("http://x/1", "spx", "gex_zero")]
+    assert rig.records == [] and rig.bridge.last_link == 0
+    rig.close()
+
+
+def test_values_of_a_link_become_text(rig):
+    rig.bridge.history_link({"url": ["u"], "ticker": 5, "feed": {"a": 1}})
+    (record,) = rig.records
+    assert (record.url, record.ticker, record.endpoint) == ("['u']", "5", "{'a': 1}")
+
+
+def test_store_and_ids_come_back_from_the_journal(tmp_path):
+    rig = Rig(tmp_path)
+    rig.repository.journal.segment_bytes = 2000
+    for n in range(10):
+        rig.gex(gex_payload(("SPX", "NDX")[n % 2], kind=("snapshot", "majors", "maxchange")[n % 3], spot=n))
+        rig.link(n)
+    before = [loaded(state) for state in rig.bridge.store.tickers()]
+    rig.close()
+    again = Rig(tmp_path)
+    assert [loaded(state) for state in again.bridge.store.tickers()] == before
+    assert again.link()["id"] == 11
+    again.close()
+
+
+def test_store_comes_back_from_latest_json_with_what_it_had_not_seen_over_it(tmp_path):
+    rig = Rig(tmp_path)
+    views = Views(rig.settings.data_dir)
+    for spot in (1, 2):
+        views.update(TickerSnapshot("SPX", snapshot={"spot": spot}, last_endpoint="gex_one", last_payload_kind="snapshot"), "")
+        views.update(TickerSnapshot("OLD", majors={"spot": spot}), "")
+    views.write()
+    rig.close()
+    rig = Rig(tmp_path)
+    assert loaded(rig.bridge.store.get("OLD"))["majors"] == {"spot": 2}
+    rig.gex(gex_payload(kind="majors", endpoint=None, spot=3))
+    (record,) = rig.records
+    assert record.loaded.snapshot == {"spot": 2} and record.state.last_endpoint == "gex_one"
+    rig.close()
+    again = Rig(tmp_path)
+    assert loaded(again.bridge.store.get("SPX"))["majors"]["spot"] == 3
+    assert loaded(again.bridge.store.get("OLD"))["majors"] == {"spot": 2}
+    again.close()

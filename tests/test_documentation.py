@@ -1,0 +1,70 @@
+"""The README says what the code does: every setting, endpoint, table, module and command, both ways."""
+
+import re
+import subprocess
+
+from data_pipeline import cli
+from data_pipeline.config import SETTINGS
+from data_pipeline.handler import GEXBridgeRequestHandler
+from data_pipeline.repository import schema
+from tests.support import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def first_cells(title: str) -> list[str]:
+    rows = re.findall(r"(?m)^\| (.*?) \|", section(title))
+    return [cell for cell in rows if "`" in cell]
+
+
+def test_every_setting_stands_in_the_readme_with_its_default_and_reason_and_no_other():
+    expected = []
+    for s in SETTINGS:
+        names = ([f"`{s.name}`"] if s.env else []) + ([f"`{s.option}`"] if s.flag else [])
+        default = "" if s.default == "" or s.default is False else f"`{s.default}`{s.unit and ' ' + s.unit}"
+        expected.append(f"| {', '.join(names)} | {default} | {s.why} |")
+    found = [line for line in section("Settings").splitlines() if line.startswith("| `")]
+    assert found == expected
+
+
+def test_every_endpoint_stands_in_the_readme_and_no_other():
+    documented = set(re.findall(r"`POST (/\w+)`", section("Endpoints")))
+    assert documented == set(GEXBridgeRequestHandler.ROUTES)
+
+
+def test_every_table_stands_in_the_readme_and_no_other():
+    documented = {name for cell in first_cells("Tables") for name in re.findall(r"`(\w+)`", cell)}
+    made = {name for statement in schema.statements() for name in re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", statement)}
+    assert documented == made
+
+
+def test_every_module_stands_in_the_readme_and_no_other():
+    text = section("How it works")
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    modules = {path.name for path in (ROOT / "data_pipeline").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert modules - named == set() and named - modules == set()
+    inner = {path.stem for path in (ROOT / "data_pipeline" / "repository").glob("*.py")} - {"__init__"}
+    assert all(f"`{name}`" in text for name in inner), inner
+
+
+def test_every_command_stands_in_the_readme_and_no_other():
+    documented = set(re.findall(r"gex-bridge ([a-z][a-z-]+)", README))
+    assert documented == set(cli.COMMANDS)
+
+
+def test_the_top_level_has_what_belongs_there_and_nothing_else():
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    names = {name for name in listed.stdout.split() if not name.startswith(".")}
+    assert names <= {"data_pipeline", "tests", "data", "setup.cfg", "setup.py", "README.md", "run_server.py"}
+
+
+def test_no_module_has_more_than_500_lines():
+    long = {path.name: count for path in (ROOT / "data_pipeline").rglob("*.py")
+            if (count := len(path.read_text().splitlines())) > 500}
+    assert not long

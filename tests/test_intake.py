@@ -1,0 +1,309 @@
+import socket
+import threading
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import intake
+from data_pipeline.intake import Connection, Limits, Lounge, Problem
+from tests.support import PATIENCE, eventually
+
+BODY = b'{"ticker": "SPX"}\r\n\r\nmore'
+HEAD = b"POST /gex HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    theirs.settimeout(PATIENCE)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def received(*pieces: bytes, limits=Limits(), end=True) -> Connection:
+    """A connection after a client has sent these pieces, each read on its own; `end`: and hung up."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(PATIENCE)
+        connection = Connection(ours, ("127.0.0.1", 1), limits)
+        for piece in pieces:
+            if piece and not connection.ready:
+                theirs.sendall(piece)
+                left = len(piece)
+                while left > 0 and not connection.ready:
+                    before = len(connection._buffer)
+                    connection.receive()
+                    left -= len(connection._buffer) - before
+        if end and not connection.ready:
+            theirs.shutdown(socket.SHUT_WR)
+            connection.receive()
+        return connection
+
+
+def outcome(connection):
+    return connection.ready, connection.silent, connection.problem, connection.head, connection.body
+
+
+def test_a_request_is_the_same_wherever_it_is_split():
+    whole = HEAD + BODY
+    expected = (True, False, None, HEAD, BODY)
+    assert outcome(received(whole, end=False)) == expected
+    for at in range(1, len(whole)):
+        assert outcome(received(whole[:at], whole[at:], end=False)) == expected, at
+    assert outcome(received(*(whole[n : n + 1] for n in range(len(whole))), end=False)) == expected
+
+
+@given(st.lists(st.integers(1, len(HEAD + BODY)), max_size=6).map(sorted))
+def test_a_request_is_the_same_in_any_pieces(cuts):
+    whole = HEAD + BODY
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)])]
+    assert outcome(received(*pieces, end=False)) == (True, False, None, HEAD, BODY)
+
+
+@pytest.mark.parametrize("head", [HEAD, HEAD.replace(b"\r\n", b"\n"), HEAD.replace(b"Host", b"X: \xff\r\nHost"),
+                                  HEAD.replace(b"Content-Length: ", b"content-LENGTH:\t ")])
+def test_heads_as_clients_write_them(head):
+    assert outcome(received(head + BODY, end=False)) == (True, False, None, head, BODY)
+
+
+@pytest.mark.parametrize(
+    "value, body",
+    [(b"0", b""), (b"-5", b""), (b"5", BODY[:5]), (b" 5\t", BODY[:5]), (b"005", BODY[:5]), (b"5\r\nContent-Length: 5", BODY[:5])],
+)
+def test_the_body_is_as_long_as_the_head_says(value, body):
+    connection = received(b"POST /gex HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % value + BODY, end=False)
+    assert (connection.problem, connection.body) == (None, body)
+    assert connection.has_unread
+
+
+def test_without_a_length_there_is_no_body():
+    connection = received(b"POST /gex HTTP/1.1\r\n\r\n", end=False)
+    assert (connection.problem, connection.body, connection.has_unread) == (None, b"", False)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"OPTIONS", b"PUT", b"post"])
+def test_other_methods_have_no_body(method):
+    connection = received(HEAD.replace(b"POST", method) + BODY, end=False)
+    assert (connection.ready, connection.problem, connection.body) == (True, None, b"")
+
+
+INVALID = Problem(400, "Invalid Content-Length")
+
+
+@pytest.mark.parametrize(
+    "lines, problem",
+    [
+        *((b"Content-Length: " + value, INVALID) for value in (
+            b"abc", b"", b"+2", b"1_0", b"1.0", b"0x10", b"5, 5", b"5 5", b"\xb2", b"--5", b"9" * 5000, b"5\0", b"\r\n 5")),
+        (b"Content-Length : 5", INVALID),
+        (b"Content-Length: 5\r\nContent-Length: x", INVALID),
+        (b"Content-Length: 5\r\nContent-Length: 6", Problem(400, "Conflicting Content-Length")),
+        (b"Content-Length: 5\r\nX: y\r\ncontent-length: 0", Problem(400, "Conflicting Content-Length")),
+        (b"Content-Length: 0\r\nContent-Length: -5", Problem(400, "Conflicting Content-Length")),
+        (b"Transfer-Encoding: chunked", Problem(400, "Transfer-Encoding is not supported")),
+        (b"Content-Length: 5\r\ntransfer-encoding:", Problem(400, "Transfer-Encoding is not supported")),
+        (b"Transfer-Encoding : identity", Problem(400, "Transfer-Encoding is not supported")),
+        (b"Content-Length: 101", Problem(413, "Request body is too large")),
+        (b"Content-Length: " + b"9" * 100, Problem(413, "Request body is too large")),
+    ],
+)
+def test_a_wrong_framing_is_found_at_the_end_of_the_head_wherever_it_is_split(lines, problem):
+    head = b"POST /gex HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n\r\n"
+    for at in {1, 20, len(head) // 2, *range(len(head) - 5, len(head) + 1)}:
+        connection = received(head[:at], head[at:], limits=Limits(max_body=100), end=False)
+        assert (connection.ready, connection.problem) == (True, problem)
+        assert connection.has_unread and connection.head == head
+
+
+def test_a_body_of_exactly_the_limit_is_taken():
+    limits = Limits(max_body=len(BODY))
+    assert received(HEAD + BODY, limits=limits, end=False).body == BODY
+
+
+def test_a_header_in_the_body_or_in_a_value_frames_nothing():
+    body = b"\r\nContent-Length: 3\r\n\r\n"
+    head = b"POST /gex HTTP/1.1\r\nX: Content-Length: 7\r\nX-Content-Length: 9\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert received(head + body, end=False).body == body
+    assert received(b"POST /Content-Length:5 HTTP/1.1\r\n\r\n", end=False).body == b""
+
+
+@pytest.mark.parametrize(
+    "sent, problem",
+    [
+        (HEAD[:30], Problem(400, "Request head is incomplete", True)),
+        (HEAD[:-1], Problem(400, "Request head is incomplete", True)),
+        (HEAD, Problem(400, "Request body is shorter than its Content-Length")),
+        (HEAD + BODY[:-1], Problem(400, "Request body is shorter than its Content-Length")),
+    ],
+)
+def test_a_request_cut_short_is_no_request(sent, problem):
+    assert received(sent).problem == problem
+
+
+def test_who_says_nothing_gets_no_answer():
+    connection = received()
+    assert (connection.ready, connection.silent, connection.problem) == (True, True, None)
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00", b"\r\n", b"GET /\r\n", b"hello\n", b"POST /" + b"x" * 65536])
+def test_a_first_line_that_can_have_no_head_is_ready_at_once(sent):
+    connection = received(sent, end=False)
+    assert (connection.ready, connection.problem, connection.head) == (True, None, sent)
+
+
+def test_a_head_beyond_the_limit_is_refused_whole_or_not():
+    line = b"X: " + b"x" * 1021
+    for end in (b"", b"\r\n\r\n"):
+        head = b"POST / HTTP/1.1\r\n" + b"\r\n".join([line] * 300) + end
+        connection = received(*(head[n : n + 50_000] for n in range(0, len(head), 50_000)), end=False)
+        assert connection.problem == Problem(431, "Request head is too large", True)
+
+
+def test_deadlines_have_a_word_for_head_and_body():
+    connection = received(HEAD[:10], end=False)
+    connection.expire()
+    assert connection.problem == Problem(408, "Request head took too long", True)
+    connection = received(HEAD + BODY[:1], end=False)
+    connection.expire()
+    assert connection.problem == Problem(408, "Request body took too long")
+    connection = received(end=False)
+    connection.expire()
+    assert connection.silent and connection.problem is None
+
+
+def test_the_body_has_its_own_deadline_from_the_end_of_the_head(pair):
+    ours, theirs = pair
+    connection = Connection(ours, ("127.0.0.1", 1), Limits(head_time=1000, body_time=50))
+    before = connection.deadline
+    theirs.sendall(HEAD)
+    assert not connection.receive()
+    assert connection.deadline < before
+
+
+def test_memory_is_bounded_by_what_arrived_and_not_by_what_was_announced(pair):
+    ours, theirs = pair
+    connection = Connection(ours, ("127.0.0.1", 1), Limits(max_body=1 << 40))
+    theirs.sendall(b"POST /gex HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (1 << 39))
+    tracemalloc.start()
+    try:
+        connection.receive()
+        for _ in range(20):
+            theirs.sendall(b"x" * 1000)
+            connection.receive()
+        assert tracemalloc.get_traced_memory()[1] < 3 * intake.RECEIVE
+    finally:
+        tracemalloc.stop()
+
+
+class Waiting:
+    """A lounge, and what became ready in it."""
+
+    def __init__(self, most=100):
+        self.ready: list[Connection] = []
+        self.lounge = Lounge(most, self.ready.append)
+        self.lounge.start()
+        self.clients: list[socket.socket] = []
+
+    def add(self, limits=Limits(), draining=False) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
+        connection = Connection(ours, ("127.0.0.1", len(self.clients)), limits)
+        if draining:
+            connection.drain()
+        self.clients.append(theirs)
+        self.lounge.add(connection)
+        return theirs
+
+    def close(self):
+        assert self.lounge.stop(PATIENCE)
+        for sock in self.clients + [connection.sock for connection in self.ready]:
+            sock.close()
+
+
+@pytest.fixture
+def waiting():
+    made = []
+
+    def make(*args):
+        made.append(Waiting(*args))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_request_that_comes_in_drips_is_ready_when_it_is_whole(waiting):
+    room = waiting()
+    client, other = room.add(), room.add()
+    for n in range(len(HEAD + BODY) - 1):
+        client.sendall((HEAD + BODY)[n : n + 1])
+    other.sendall(HEAD + BODY)
+    eventually(lambda: room.ready)
+    assert [c.address[1] for c in room.ready] == [1]
+    client.sendall(BODY[-1:])
+    eventually(lambda: len(room.ready) == 2)
+    assert room.ready[1].body == BODY
+    assert len(room.lounge) == 0
+
+
+def test_a_slow_request_is_answered_at_its_total_deadline_however_it_drips(waiting):
+    room = waiting()
+    client = room.add(Limits(head_time=0.3))
+    stopped = threading.Event()
+
+    def drip():
+        while not stopped.wait(0.02):
+            client.sendall(b"P")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    eventually(lambda: room.ready)
+    stopped.set()
+    dripping.join(PATIENCE)
+    assert room.ready[0].problem.status == 408
+
+
+def test_over_the_most_the_oldest_is_refused(waiting):
+    room = waiting(3)
+    for _ in range(5):
+        room.add()
+    eventually(lambda: len(room.ready) == 2)
+    assert [c.address[1] for c in room.ready] == [0, 1]
+    assert {c.problem for c in room.ready} == {Problem(503, "Too many connections", True)}
+
+
+def test_who_leaves_without_a_word_is_forgotten(waiting):
+    room = waiting()
+    room.add().close()
+    eventually(lambda: len(room.lounge) == 0)
+    silent = room.add(Limits(head_time=0.1))
+    assert silent.recv(1) == b"", "closed at its deadline"
+    assert room.ready == []
+
+
+def test_a_client_that_was_answered_early_is_drained_and_closed(waiting):
+    room = waiting()
+    client = room.add(draining=True)
+    client.sendall(b"x" * 100_000)
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    endless = room.add(draining=True)
+    with pytest.raises(OSError):
+        while True:
+            endless.sendall(b"x" * 10_000)
+    assert room.ready == []
+
+
+def test_stop_closes_who_still_waits_and_who_comes_after(waiting):
+    room = waiting()
+    before = room.add()
+    eventually(lambda: len(room.lounge) == 1)
+    assert room.lounge.stop(PATIENCE)
+    after = room.add()
+    assert (before.recv(1), after.recv(1)) == (b"", b"")
+    assert room.lounge.stop(PATIENCE)

@@ -1,7 +1,8 @@
 """`gex-bridge check`: reads everything there is in the data folder and says what is whole and what is not.
 
 Nothing is changed unless `repair` is called, and then only what loses
-nothing: see the remedies.
+nothing: see the remedies.  What a server at work may have half done at this
+moment is not looked at while one runs.
 """
 
 import fcntl
@@ -70,27 +71,23 @@ class Check:
             say(part)
             getattr(self, f"_check_{part}")()
 
-    def repair(self) -> None:
-        """Do the remedies.  Raises FolderInUse while a bridge runs, and OSError."""
+    def repair(self, say: Callable[[str], None] = lambda part: None) -> None:
+        """Read everything and do the remedies, with no bridge beside.
+
+        Raises FolderInUse while one runs, and OSError.
+        """
         with ExitStack() as locks:
+            folder = self.root / "journal"
+            folder.mkdir(exist_ok=True)
             for name in ("lock", "writer.lock"):
-                self._take(name, locks)
+                _take(folder / name, locks)
+            self.running = False
+            self.run(say)
             for finding in self.findings:
                 if finding.fix is not None:
                     finding.fix()
                     finding.repaired = True
             self._make_views()
-
-    def _take(self, name: str, locks: ExitStack) -> None:
-        folder = self.root / "journal"
-        if not folder.is_dir():
-            return
-        fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        locks.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(f"a bridge is running on {self.root}; stop it first") from None
 
     def _broken(self, part: str, path, problem: str, remedy: str = "", fix=None) -> None:
         self.findings.append(Finding(part, self._name(path), problem, True, remedy, fix))
@@ -138,7 +135,8 @@ class Check:
     def _check_headers(self, found: list[pathlib.Path]) -> None:
         ids = set()
         for path in found:
-            raw = path.open("rb").read(segments.HEADER_BYTES)
+            with open(path, "rb") as file:
+                raw = file.read(segments.HEADER_BYTES)
             copies = [segments.SegmentHeader.decode(raw[i * segments.HEADER.size :][: segments.HEADER.size]) for i in (0, 1)]
             header = copies[0] or copies[1]
             if header is None:
@@ -196,6 +194,9 @@ class Check:
                 continue
             if self._journal_id and note.get("journal") != self._journal_id:
                 self._note("journal", folder / name, "of another journal, so it does not count")
+            elif not self.running and note["position"] < self._journal_end:
+                waiting = self._journal_end - note["position"]
+                self._note("journal", folder / name, f"{waiting} records are not in these files yet; the next start does it")
             elif not self.running and note["position"] > self._journal_end:
                 self._broken("journal", folder / name, f"says {note['position']}, but the journal ends with {self._journal_end}")
 
@@ -312,6 +313,9 @@ class Check:
                     con, lambda *found: self._broken("tables", *found), lambda *found: self._note("tables", *found)
                 )
                 loaded = position(con, self._journal_id)
+            if loaded < self._journal_end and not self.running:
+                waiting = self._journal_end - loaded
+                self._note("tables", self.database, f"{waiting} records are not in the tables yet; the next start loads them")
             if loaded > self._journal_end and not self.running and self._journal_id:
                 self._broken("tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal_end}")
         except DatabaseBusy as problem:
@@ -348,6 +352,15 @@ class Check:
             named = ", ".join(map(str, bad[:BAD_LINES_NAMED])) + (" …" if len(bad) > BAD_LINES_NAMED else "")
             self._broken(part, path, f"{len(bad)} lines are no JSON objects: {named}")
         return count
+
+
+def _take(path: pathlib.Path, locks: ExitStack) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    locks.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderInUse(f"a bridge is running on {path.parent.parent}; stop it before --repair") from None
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:

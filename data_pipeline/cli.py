@@ -18,7 +18,9 @@ COMMANDS = {
     "migrate": "migrate",
     "export-sqlite": "export_sqlite",
     "systemd-unit": "systemd_unit",
+    "status": "status",
     "check": "check",
+    "doctor": "doctor",
 }
 
 

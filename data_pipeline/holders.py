@@ -20,7 +20,7 @@ def lock_holders(path: pathlib.Path) -> list[int]:
         if "->" in words:  # one that waits
             continue
         major, minor, inode = words[5].split(":")
-        # Some file systems (btrfs, overlayfs) have another device here than in stat; their inodes are large.
+        # On btrfs and overlayfs stat has another device than this; there only `openers` finds them.
         if (int(major, 16), int(minor, 16), int(inode)) == wanted and int(words[4]) > 0:
             pids.add(int(words[4]))
     return sorted(pids)

@@ -26,13 +26,9 @@ def run(args, settings) -> int:
         print(f"gex-bridge check: there is no folder {settings.data_dir}", file=sys.stderr)
         return 1
     looked = check.Check(settings)
-    if args.repair and looked.running:
-        print(f"gex-bridge check: a bridge is running on {settings.data_dir}; stop it before --repair", file=sys.stderr)
-        return 1
+    look = looked.repair if args.repair else looked.run
     try:
-        looked.run(lambda part: print(f"reading {part} …", file=sys.stderr) if sys.stderr.isatty() else None)
-        if args.repair:
-            looked.repair()
+        look(lambda part: print(f"reading {part} …", file=sys.stderr) if sys.stderr.isatty() else None)
     except (FolderInUse, OSError) as problem:
         print(f"gex-bridge check: {problem}", file=sys.stderr)
         return 1

@@ -54,6 +54,16 @@ class DatabaseDamaged(Exception):
     """DuckDB cannot read the file, or found it broken."""
 
 
+@contextlib.contextmanager
+def _turn(wait: float):
+    if not _SESSION.acquire(timeout=wait):
+        raise DatabaseBusy("another thread has the database open")
+    try:
+        yield
+    finally:
+        _SESSION.release()
+
+
 class Database:
     """The file at `path`, opened for one session at a time."""
 
@@ -72,12 +82,8 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
-        if not _SESSION.acquire(timeout=wait):
-            raise DatabaseBusy("another thread has the database open")
-        try:
+        with _turn(wait):
             yield from self._hold(wait, checkpoint)
-        finally:
-            _SESSION.release()
 
     def _hold(self, wait: float, checkpoint: bool):
         con = self._open(wait)
@@ -111,12 +117,13 @@ class Database:
         As long as it is open no one can write.  Raises DatabaseBusy,
         DatabaseDamaged, and NotADatabase.
         """
-        refuse_foreign_file(self.path)
-        con = self._open(wait, f"ATTACH '{self._quoted_path}' AS {CATALOG} (READ_ONLY)")
-        try:
-            yield con
-        finally:
-            con.close()
+        with _turn(wait):
+            refuse_foreign_file(self.path)
+            con = self._open(wait, f"ATTACH '{self._quoted_path}' AS {CATALOG} (READ_ONLY)")
+            try:
+                yield con
+            finally:
+                con.close()
 
     def _open(self, wait: float, attach: str | None = None):
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from data_pipeline import atomic, records, times
+from data_pipeline import atomic, rebuild, records, times
 from data_pipeline.files import LATEST, SPOT_SERIES, Views, read_latest
 from data_pipeline.holders import bridge_running
 from data_pipeline.names import folder_name
@@ -225,7 +225,7 @@ class Check:
         path = self.root / LATEST
         if not path.exists():
             if any((self.root / "gex").glob("*/snapshot.json")):
-                self._broken("files", path, "missing; the store comes back from the journal's last segment only")
+                self._broken("files", path, "missing", "made from journal and tables", self._rebuild_latest)
             return {}
         try:
             documents = json.loads(path.read_bytes())
@@ -233,9 +233,15 @@ class Check:
         except (ValueError, AttributeError) as problem:
             self._broken(
                 "files", path, f"not readable: {ascii(str(problem))}",
-                "moved aside; the store comes back from the journal's last segment", lambda: read_latest(self.root),
+                f"moved to {path.name}.damaged, and made from journal and tables", self._rebuild_latest,
             )
             return {}
+
+    def _rebuild_latest(self) -> None:
+        path = self.root / LATEST
+        if path.exists():
+            _move_aside(path)
+        rebuild.latest_json(self.root, self.database)
 
     def _check_ticker(self, folder: pathlib.Path, snapshot: TickerSnapshot | None) -> None:
         problems = [f"{name}: {p}" for name in ("snapshot.json", "metadata.json") if (p := _json_problem(folder / name))]

@@ -140,12 +140,12 @@ def _database(settings) -> list[Line]:
     from data_pipeline.repository import magic
 
     path = settings.database
+    if not path.exists():
+        return [Line("ok", "database", "not there yet; the first payload makes it")]
     try:
         magic.refuse_foreign_file(path)
     except (magic.NotADatabase, OSError) as problem:
         return [Line("FAIL", "database", str(problem), "the server does not start with it")]
-    if not path.exists():
-        return [Line("ok", "database", "not there yet; the first payload makes it")]
     lines = []
     for pid in holders.holders(path):
         command = holders.command_of(pid)

@@ -14,7 +14,7 @@ from tests.support import RunningBridge, eventually, gex_payload, read
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """The data folder of a bridge that took some payloads and was stopped."""
-    with RunningBridge(tmp_path_factory.mktemp("check") / "data") as bridge:
+    with RunningBridge(tmp_path_factory.mktemp("check") / "data", STOP_TIMEOUT="30") as bridge:
         for number in range(5):
             assert bridge.post("/gex", gex_payload("SPX", 1762700000 + number)) == 202
             assert bridge.post("/gex", gex_payload("NDX", 1762700000 + number, note="half \ud800", nan=float("nan"))) == 202
@@ -164,7 +164,7 @@ def test_a_note_of_a_reader_that_is_not_readable_keeps_the_server_from_starting_
     code, result = check(data, "--repair")
     assert code == 0 and not note.exists()
     assert note.with_name("files.position.damaged").read_text() == "{"
-    with RunningBridge(data) as bridge:
+    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
         assert bridge.post("/gex", gex_payload()) == 202
         assert bridge.stop() == 0
 
@@ -227,7 +227,7 @@ def test_a_latest_json_that_is_not_readable_is_moved_aside_and_made_again(data, 
     code, result = check(data, "--repair")
     assert code == 0 and path.read_bytes() == before
     assert path.with_name("latest.json.damaged").read_bytes() == content
-    with RunningBridge(data) as bridge:
+    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
         assert bridge.post("/gex", gex_payload("NEW")) == 202
         assert bridge.stop() == 0
     assert set(json.loads(path.read_text())) == {"SPX", "NDX", "NEW"}
@@ -346,7 +346,7 @@ def test_a_repaired_folder_is_one_the_bridge_goes_on_with(data):
     with open(data / "raw/gex/spot_series.jsonl", "ab") as file:
         file.write(b'{"timest')
     assert check(data, "--repair")[0] == 0
-    with RunningBridge(data) as bridge:
+    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
         assert bridge.post("/gex", gex_payload("SPX", 1762800000)) == 202
         assert bridge.stop() == 0
     assert check(data)[1]["findings"] == []

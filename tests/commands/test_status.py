@@ -45,7 +45,7 @@ def test_a_server_that_is_not_ready_is_code_1_with_the_reason(tmp_path):
 
 
 def test_without_a_server_the_files_tell(tmp_path):
-    with RunningBridge(tmp_path / "data") as bridge:
+    with RunningBridge(tmp_path / "data", STOP_TIMEOUT="30") as bridge:
         fed(bridge)
     code, out, error = gex_bridge("status", "--json", "--port", free_port(), "--data-dir", bridge.data_dir)
     found = json.loads(out)

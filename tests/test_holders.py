@@ -1,9 +1,11 @@
 import fcntl
 import os
+import pathlib
 import subprocess
 import sys
 
 from data_pipeline import holders
+from tests.support import eventually
 
 HOLD = """
 import fcntl, sys
@@ -39,7 +41,12 @@ def test_one_that_waits_for_a_lock_does_not_hold_it_and_this_process_does_not_co
     path.touch()
     with open(path) as mine:
         fcntl.flock(mine, fcntl.LOCK_EX)
-        assert holders.lock_holders(path) == [os.getpid()]
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(path), "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waiter:
+            eventually(lambda: f"FLOCK  ADVISORY  WRITE {waiter.pid} " in pathlib.Path("/proc/locks").read_text())
+            assert holders.lock_holders(path) == [os.getpid()]
+            assert holders.holders(path) == [waiter.pid]  # which has it open
+            fcntl.flock(mine, fcntl.LOCK_UN)
+            waiter.communicate(b"\n")
         assert holders.holders(path) == []
 
 

@@ -125,19 +125,20 @@ def test_the_status_tells_what_came_and_where_it_is(tmp_path):
     with RunningBridge(tmp_path / "data") as bridge:
         assert bridge.post("/gex", gex_payload("spx")) == 202
         assert bridge.post("/gex", {"ticker": "ndx", "kind": "majors", "data": {}, "received_at": "x" * 5000}) == 202
+        assert bridge.post("/gex", {"ticker": "L" * 5000, "kind": "majors", "data": {}}) == 202
         assert bridge.post("/gex", {}) == 400
         assert bridge.post("/gex_history_url", {"url": "https://x/y", "ticker": "SPX", "endpoint": "e"}) == 202
-        eventually(lambda: status(bridge)["loader"].get("records") == 3 and status(bridge)["files"]["position"] == 3)
+        eventually(lambda: status(bridge)["loader"].get("records") == 4 and status(bridge)["files"]["position"] == 4)
         found = eventually(lambda: (s := status(bridge))["history"] and s)
         assert bridge.stop() == 0
     assert found["ready"] is True and found["problems"] == []
-    assert found["requests"]["/gex"] == {"202": 2, "400": 1} and found["requests"]["/gex_history_url"] == {"202": 1}
-    assert found["journal"]["position"] == found["loader"]["position"] == 3
+    assert found["requests"]["/gex"] == {"202": 3, "400": 1} and found["requests"]["/gex_history_url"] == {"202": 1}
+    assert found["journal"]["position"] == found["loader"]["position"] == 4
     assert found["journal"]["healthy"] is True and found["journal"]["bytes"] > 0
     assert (found["loader"]["lag_records"], found["loader"]["lag_seconds"]) == (0, 0.0)
     assert found["history"] == {"pending": 1} and found["dashboard"]["offered"] == 1
     assert found["writer"] == {"running": True, "restarts": 0}
-    assert found["ticker_count"] == 2 and set(found["tickers"]) == {"SPX", "NDX"}
+    assert found["ticker_count"] == 3 and set(found["tickers"]) == {"SPX", "NDX", "L" * 200}
     spx = found["tickers"]["SPX"]
     assert (spx["kind"], spx["endpoint"], spx["received_at"]) == ("snapshot", "gex_zero", "2025-11-09T15:00:00Z")
     assert 0 <= spx["age_seconds"] <= found["uptime_seconds"]

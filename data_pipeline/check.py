@@ -126,8 +126,11 @@ class Check:
             return 0
         except (ValueError, KeyError, TypeError, AttributeError):
             self._broken(
-                "journal", path, "not readable; the server cannot start with it",
-                "moved aside; lines of records that are still in the journal come a second time", lambda: _move_aside(path),
+                "journal",
+                path,
+                "not readable; the server cannot start with it",
+                "moved aside; lines of records that are still in the journal come a second time",
+                lambda: _move_aside(path),
             )
             return 0
         return position
@@ -137,7 +140,9 @@ class Check:
         for path in found:
             with open(path, "rb") as file:
                 raw = file.read(segments.HEADER_BYTES)
-            copies = [segments.SegmentHeader.decode(raw[i * segments.HEADER.size :][: segments.HEADER.size]) for i in (0, 1)]
+            copies = [
+                segments.SegmentHeader.decode(raw[i * segments.HEADER.size :][: segments.HEADER.size]) for i in (0, 1)
+            ]
             header = copies[0] or copies[1]
             if header is None:
                 self._broken("journal", path, "both copies of its header are damaged")
@@ -182,7 +187,11 @@ class Check:
         elif damage.after < noted:
             self._note("journal", path, f"{where} are damaged; they were set aside and named in the log")
         else:
-            self._broken("journal", path, f"{where} are damaged: what was acknowledged behind record {damage.after} is lost there")
+            self._broken(
+                "journal",
+                path,
+                f"{where} are damaged: what was acknowledged behind record {damage.after} is lost there",
+            )
         return True
 
     def _check_positions(self, folder: pathlib.Path) -> None:
@@ -196,9 +205,13 @@ class Check:
                 self._note("journal", folder / name, "of another journal, so it does not count")
             elif not self.running and note["position"] < self._journal_end:
                 waiting = self._journal_end - note["position"]
-                self._note("journal", folder / name, f"{waiting} records are not in these files yet; the next start does it")
+                self._note(
+                    "journal", folder / name, f"{waiting} records are not in these files yet; the next start does it"
+                )
             elif not self.running and note["position"] > self._journal_end:
-                self._broken("journal", folder / name, f"says {note['position']}, but the journal ends with {self._journal_end}")
+                self._broken(
+                    "journal", folder / name, f"says {note['position']}, but the journal ends with {self._journal_end}"
+                )
 
     # Views and the spot series
 
@@ -232,8 +245,11 @@ class Check:
             return {folder_name(ticker): TickerSnapshot.from_document(ticker, d) for ticker, d in documents.items()}
         except (ValueError, AttributeError) as problem:
             self._broken(
-                "files", path, f"not readable: {ascii(str(problem))}",
-                f"moved to {path.name}.damaged, and made from journal and tables", self._rebuild_latest,
+                "files",
+                path,
+                f"not readable: {ascii(str(problem))}",
+                f"moved to {path.name}.damaged, and made from journal and tables",
+                self._rebuild_latest,
             )
             return {}
 
@@ -244,7 +260,9 @@ class Check:
         rebuild.latest_json(self.root, self.database)
 
     def _check_ticker(self, folder: pathlib.Path, snapshot: TickerSnapshot | None) -> None:
-        problems = [f"{name}: {p}" for name in ("snapshot.json", "metadata.json") if (p := _json_problem(folder / name))]
+        problems = [
+            f"{name}: {p}" for name in ("snapshot.json", "metadata.json") if (p := _json_problem(folder / name))
+        ]
         problems = problems or self._compare(folder)
         if problems:
             self._view_problem(folder, "; ".join(problems), snapshot)
@@ -262,7 +280,10 @@ class Check:
             strikes = len(document["all_strikes"] or ())
             # The three are replaced one after the other: a server at work may be in between.
             if not self.running and not strikes == len(lines) - 2 == metadata["strikes_count"]:
-                return [f"{strikes} strikes in snapshot.json, {len(lines) - 2} in snapshot.csv, {metadata['strikes_count']} in metadata.json"]
+                return [
+                    f"{strikes} strikes in snapshot.json, {len(lines) - 2} in snapshot.csv,"
+                    f" {metadata['strikes_count']} in metadata.json"
+                ]
         except FileNotFoundError:
             return ["snapshot.csv: missing"]
         except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
@@ -321,9 +342,13 @@ class Check:
                 loaded = position(con, self._journal_id)
             if loaded < self._journal_end and not self.running:
                 waiting = self._journal_end - loaded
-                self._note("tables", self.database, f"{waiting} records are not in the tables yet; the next start loads them")
+                self._note(
+                    "tables", self.database, f"{waiting} records are not in the tables yet; the next start loads them"
+                )
             if loaded > self._journal_end and not self.running and self._journal_id:
-                self._broken("tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal_end}")
+                self._broken(
+                    "tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal_end}"
+                )
         except DatabaseBusy as problem:
             self._broken("tables", self.database, f"another process has it, so it was not read: {_first_line(problem)}")
         except (NotADatabase, DatabaseDamaged, duckdb.Error) as problem:
@@ -335,7 +360,9 @@ class Check:
         if self.running:
             return  # they may be in use
         for path in sorted(folder.rglob(f".*{atomic.ENDING}")):
-            self._note("files", path, "a temporary file that a crash left", "removed", lambda p=path: p.unlink(missing_ok=True))
+            self._note(
+                "files", path, "a temporary file that a crash left", "removed", lambda p=path: p.unlink(missing_ok=True)
+            )
 
     def _check_lines(self, part: str, path: pathlib.Path) -> int:
         """How many lines of JSON objects the file has; tells of those that are none."""
@@ -351,7 +378,10 @@ class Check:
                 self._broken(part, path, "the last line has no line end", "gets one", lambda: _append(path, b"\n"))
             elif not self.running:
                 self._broken(
-                    part, path, f"the last line is torn, {len(line)} bytes", f"cut off, and kept in {path.name}.torn",
+                    part,
+                    path,
+                    f"the last line is torn, {len(line)} bytes",
+                    f"cut off, and kept in {path.name}.torn",
                     lambda: _cut(path, offset),
                 )
         if bad:

@@ -33,7 +33,8 @@ def openers(path: pathlib.Path) -> list[int]:
     except OSError:
         return []
     return [
-        pid for pid in sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+        pid
+        for pid in sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
         if pid != os.getpid() and _has_open(pid, wanted)
     ]
 

@@ -17,7 +17,7 @@ _SINGLE = {
     "loader_position": ("loader position", "g", "number of the last record in the database"),
     "loader_lag_records": ("loader lag_records", "g", "acknowledged records that are not in the database yet"),
     "loader_lag_seconds": ("loader lag_seconds", "g", "age of the oldest record that is not in the database yet"),
-    "loader_idle_seconds": ("loader idle_seconds", "g", "time for which records waited and the loader did not even try"),
+    "loader_idle_seconds": ("loader idle_seconds", "g", "time records have waited without the loader trying"),
     "loader_sessions": ("loader sessions", "c", "times the database was opened"),
     "loader_failed_sessions": ("loader failed_sessions", "c", "tries to load that failed; the records wait"),
     "loader_busy_retries": ("loader busy_retries", "c", "times another process had the database"),

@@ -100,7 +100,9 @@ class Pages:
         if not stats["writer"]["running"]:
             found.append("the process that writes tables and files is down; it is being started again")
         if loader["idle_seconds"] > IDLE:
-            found.append(f"the loader is stuck: records wait and it has tried nothing for {loader['idle_seconds']:.0f} s")
+            found.append(
+                f"the loader is stuck: records wait and it has tried nothing for {loader['idle_seconds']:.0f} s"
+            )
         if loader["lag_seconds"] > self._settings.max_lag:
             because = f": {loader['trouble']}" if loader.get("trouble") else ""
             found.append(f"the loader is {loader['lag_seconds']:.0f} s behind{because}")

@@ -14,7 +14,9 @@ DATABASE_WAIT = 10.0  # s
 # The last row of each kind of each ticker, oldest first.
 LAST_ROWS = f"""
     SELECT ticker, payload_kind, endpoint, received_at, raw_payload_json FROM gex_bridge_snapshots
-    WHERE rowid IN (SELECT max_by(rowid, timestamp) FROM gex_bridge_snapshots WHERE payload_kind IN {KINDS} GROUP BY ticker, payload_kind)
+    WHERE rowid IN (
+        SELECT max_by(rowid, timestamp) FROM gex_bridge_snapshots WHERE payload_kind IN {KINDS} GROUP BY ticker, payload_kind
+    )
     ORDER BY timestamp, received_at
 """
 
@@ -56,5 +58,7 @@ def _from_journal(store: SnapshotStore, folder: pathlib.Path) -> None:
     while part := reader.read(1 << 62):
         for each in part:
             with suppress(records.RecordError, ValueError, KeyError):
-                if isinstance(each, segments.Record) and isinstance(record := records.decode(each.payload), records.Gex):
+                if isinstance(each, segments.Record) and isinstance(
+                    record := records.decode(each.payload), records.Gex
+                ):
                     store.put(record.loaded)

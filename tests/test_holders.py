@@ -18,7 +18,9 @@ sys.stdin.readline()
 
 
 def holding(path, how):
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     child.stdout.readline()
     return child
 
@@ -41,7 +43,9 @@ def test_one_that_waits_for_a_lock_does_not_hold_it_and_this_process_does_not_co
     path.touch()
     with open(path) as mine:
         fcntl.flock(mine, fcntl.LOCK_EX)
-        with subprocess.Popen([sys.executable, "-c", HOLD, str(path), "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waiter:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path), "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as waiter:
             eventually(lambda: f"FLOCK  ADVISORY  WRITE {waiter.pid} " in pathlib.Path("/proc/locks").read_text())
             assert holders.lock_holders(path) == [os.getpid()]
             assert holders.holders(path) == [waiter.pid]  # which has it open

@@ -77,8 +77,24 @@ def test_health_says_ok(bridge):
     assert get(bridge, "/health//")[2] == b'{"status": "ok"}'
 
 
-@pytest.mark.parametrize("path", ["/", "/gex", "/uw", "/gex_history_url", "/healthz", "/Health", "/health?x=1", "/status?",
-                                  "/ready#x", "http://127.0.0.1/health", "/metrics/x", "/./health", "/%68ealth"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/gex",
+        "/uw",
+        "/gex_history_url",
+        "/healthz",
+        "/Health",
+        "/health?x=1",
+        "/status?",
+        "/ready#x",
+        "http://127.0.0.1/health",
+        "/metrics/x",
+        "/./health",
+        "/%68ealth",
+    ],
+)
 def test_get_of_anything_else_is_still_an_unsupported_method(bridge, path):
     code, head, body = get(bridge, path)
     assert head.startswith("HTTP/1.0 501 Unsupported method ('GET')\r\n")
@@ -95,16 +111,50 @@ def test_post_and_options_do_not_know_the_pages(bridge):
     assert status_of(bridge.send(request("/health", b"", "OPTIONS"))) == 404
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1", "127.0.0.1:8877", "192.168.1.20:80", "[::1]", "[::1]:8877", "localhost",
-                                  "LOCALHOST:8877", "localhost.", "bridge.lan", "Bridge.LAN:8877", "desk:", " 10.0.0.1 "])
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        "127.0.0.1",
+        "127.0.0.1:8877",
+        "192.168.1.20:80",
+        "[::1]",
+        "[::1]:8877",
+        "localhost",
+        "LOCALHOST:8877",
+        "localhost.",
+        "bridge.lan",
+        "Bridge.LAN:8877",
+        "desk:",
+        " 10.0.0.1 ",
+    ],
+)
 def test_whoever_asks_under_an_address_or_a_known_name_is_answered(bridge, host):
     assert get(bridge, "/status", host)[0] == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8877", "127.0.0.1.evil.example", "localhost.evil.example",
-                                  "127.0.0.1@evil.example", "evil.example#127.0.0.1", "", "[::1", "[evil.example]", "[127.0.0.1]",
-                                  "2130706433", "127.1", "0x7f000001", "127.0.0.1:80:80", "127.0.0.1:x", "xlocalhost",
-                                  "127.0.0.1, evil.example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8877",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "127.0.0.1@evil.example",
+        "evil.example#127.0.0.1",
+        "",
+        "[::1",
+        "[evil.example]",
+        "[127.0.0.1]",
+        "2130706433",
+        "127.1",
+        "0x7f000001",
+        "127.0.0.1:80:80",
+        "127.0.0.1:x",
+        "xlocalhost",
+        "127.0.0.1, evil.example",
+    ],
+)
 @pytest.mark.parametrize("path", PAGES)
 def test_whoever_asks_under_another_name_is_told_nothing(bridge, path, host):
     code, head, body = get(bridge, path, host)

@@ -44,7 +44,14 @@ def _result(looked) -> dict:
         "whole": looked.whole,
         "counts": looked.counts,
         "findings": [
-            {"part": f.part, "path": f.path, "problem": f.problem, "broken": f.is_broken, "repaired": f.repaired, "remedy": f.remedy}
+            {
+                "part": f.part,
+                "path": f.path,
+                "problem": f.problem,
+                "broken": f.is_broken,
+                "repaired": f.repaired,
+                "remedy": f.remedy,
+            }
             for f in looked.findings
         ],
     }

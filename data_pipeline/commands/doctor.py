@@ -41,8 +41,16 @@ def run(args, settings) -> int:
     replies = []  # of services, for their clocks
     lines = []
     looks = (
-        _settings, _download_command, _port, _data_folder, _disk, _database,
-        lambda s: _gexbot(s, replies), lambda s: _discord(s, replies), _dashboard, lambda s: _clock(s, replies),
+        _settings,
+        _download_command,
+        _port,
+        _data_folder,
+        _disk,
+        _database,
+        lambda s: _gexbot(s, replies),
+        lambda s: _discord(s, replies),
+        _dashboard,
+        lambda s: _clock(s, replies),
     )
     for look in looks:
         new = look(settings)
@@ -63,7 +71,11 @@ def _text(line: Line) -> str:
 
 def _settings(settings) -> list[Line]:
     given = [s.name for s in config.SETTINGS if s.env and os.environ.get(s.name)]
-    where = ".env and environment" if (settings.root / ".env").is_file() else f"environment (there is no .env in {settings.root})"
+    where = (
+        ".env and environment"
+        if (settings.root / ".env").is_file()
+        else f"environment (there is no .env in {settings.root})"
+    )
     return [Line("ok", "settings", f"from {where}: {', '.join(given) or 'none'}")]
 
 
@@ -75,7 +87,11 @@ def _download_command(settings) -> list[Line]:
     try:
         Template.parse(settings.history_download_command)
     except config.ConfigError as problem:
-        return [Line("FAIL", "download", str(problem), "correct HISTORY_DOWNLOAD_COMMAND; the server does not start with it")]
+        return [
+            Line(
+                "FAIL", "download", str(problem), "correct HISTORY_DOWNLOAD_COMMAND; the server does not start with it"
+            )
+        ]
     return [Line("ok", "download", "HISTORY_DOWNLOAD_COMMAND is a command in which no value can leave its place")]
 
 
@@ -88,12 +104,26 @@ def _port(settings) -> list[Line]:
     except OSError as problem:
         if not isinstance(problem, socket.gaierror) and _free_port(settings, where).state == "ok":
             return [Line("ok", "port", f"{where} is free")]
-        return [Line("FAIL", "port", f"{where}: {problem}", f"see who has it: ss -ltnp 'sport = {settings.port}'; or choose another --port")]
+        return [
+            Line(
+                "FAIL",
+                "port",
+                f"{where}: {problem}",
+                f"see who has it: ss -ltnp 'sport = {settings.port}'; or choose another --port",
+            )
+        ]
     if server.startswith("GEXBridge/") and status == 200:
         return [Line("ok", "port", f"a bridge answers on {where}: gex-bridge status shows how it is")]
     if server.startswith("GEXBridge/"):
         return [Line("FAIL", "port", f"an older bridge answers on {where}", "stop it before this one starts")]
-    return [Line("FAIL", "port", f"another program answers on {where}", f"see which: ss -ltnp 'sport = {settings.port}'; or choose another --port")]
+    return [
+        Line(
+            "FAIL",
+            "port",
+            f"another program answers on {where}",
+            f"see which: ss -ltnp 'sport = {settings.port}'; or choose another --port",
+        )
+    ]
 
 
 def _free_port(settings, where: str) -> Line:
@@ -111,7 +141,14 @@ def _data_folder(settings) -> list[Line]:
     folder: pathlib.Path = settings.data_dir
     at = next(p for p in (folder, *folder.parents) if p.exists())
     if not at.is_dir() or not os.access(at, os.W_OK | os.X_OK):
-        return [Line("FAIL", "data", f"{at} cannot be written by you", f"chown it, or run as its owner, {_owner(at)}; or set DATA_DIR")]
+        return [
+            Line(
+                "FAIL",
+                "data",
+                f"{at} cannot be written by you",
+                f"chown it, or run as its owner, {_owner(at)}; or set DATA_DIR",
+            )
+        ]
     if holders.bridge_running(folder):
         return [Line("ok", "data", f"{folder}, where a bridge runs")]
     return [Line("ok", "data", f"{folder}" + ("" if at == folder else ", which will be made"))]
@@ -132,7 +169,14 @@ def _disk(settings) -> list[Line]:
     if found.f_files and not found.f_favail:
         return [Line("FAIL", "disk", f"{text}, but no inodes", "remove small files on that file system")]
     if free < settings.min_free_bytes:
-        return [Line("FAIL", "disk", f"{text}, less than MIN_FREE_BYTES ({settings.min_free_bytes})", "make room, or move DATA_DIR")]
+        return [
+            Line(
+                "FAIL",
+                "disk",
+                f"{text}, less than MIN_FREE_BYTES ({settings.min_free_bytes})",
+                "make room, or move DATA_DIR",
+            )
+        ]
     return [Line("ok", "disk", text)]
 
 
@@ -162,13 +206,24 @@ def _gexbot(settings, replies: list) -> list[Line]:
     from data_pipeline.gexbot import GexBotClient
 
     if not settings.gexbot_api_key:
-        return [Line("note", "key", "GEXBOT_API_KEY is not set: nothing is polled", "set it in .env if the bridge is to poll")]
+        return [
+            Line(
+                "note", "key", "GEXBOT_API_KEY is not set: nothing is polled", "set it in .env if the bridge is to poll"
+            )
+        ]
     client = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
     session = web.session(f"Bearer {settings.gexbot_api_key}", {})
     try:
         reply = web.call(session, "GET", client.address("SPX"), TIME_LIMIT, params={"key": settings.gexbot_api_key})
     except web.WebError as problem:
-        return [Line("FAIL", "GEXBot", f"{_place(settings.gexbot_api_url)}: {problem}", "see to the network, or GEXBOT_API_URL")]
+        return [
+            Line(
+                "FAIL",
+                "GEXBot",
+                f"{_place(settings.gexbot_api_url)}: {problem}",
+                "see to the network, or GEXBOT_API_URL",
+            )
+        ]
     finally:
         session.close()
     replies.append(reply)
@@ -179,7 +234,14 @@ def _discord(settings, replies: list) -> list[Line]:
     from data_pipeline import web
 
     if not settings.discord_bot_token:
-        return [Line("note", "Discord", "DISCORD_BOT_TOKEN is not set: nothing is posted", "set it in .env if trades are to be posted")]
+        return [
+            Line(
+                "note",
+                "Discord",
+                "DISCORD_BOT_TOKEN is not set: nothing is posted",
+                "set it in .env if trades are to be posted",
+            )
+        ]
     channel = settings.alt_channel_option_trades or settings.discord_channel_id
     asked = [("/users/@me", "DISCORD_BOT_TOKEN")]
     if channel:
@@ -192,11 +254,20 @@ def _discord(settings, replies: list) -> list[Line]:
             replies.append(reply)
             lines.append(_judge("Discord", settings.discord_api_url, reply.status, setting))
     except web.WebError as problem:
-        lines.append(Line("FAIL", "Discord", f"{_place(settings.discord_api_url)}: {problem}", "see to the network, or DISCORD_API_URL"))
+        lines.append(
+            Line(
+                "FAIL",
+                "Discord",
+                f"{_place(settings.discord_api_url)}: {problem}",
+                "see to the network, or DISCORD_API_URL",
+            )
+        )
     finally:
         session.close()
     if not channel:
-        lines.append(Line("FAIL", "Discord", "no channel is set", "set ALT_CHANNEL_OPTION_TRADES or DISCORD_CHANNEL_ID"))
+        lines.append(
+            Line("FAIL", "Discord", "no channel is set", "set ALT_CHANNEL_OPTION_TRADES or DISCORD_CHANNEL_ID")
+        )
     return lines
 
 
@@ -205,10 +276,19 @@ def _judge(about: str, url: str, status: int, setting: str) -> Line:
     if status == 200:
         return Line("ok", about, f"{_place(url)} answers and takes {setting}")
     if status in (401, 403, 404):
-        return Line("FAIL", about, f"{_place(url)} refuses {setting} (HTTP {status})", f"correct {setting}, or what it is allowed to do")
+        return Line(
+            "FAIL",
+            about,
+            f"{_place(url)} refuses {setting} (HTTP {status})",
+            f"correct {setting}, or what it is allowed to do",
+        )
     if status == 429:
-        return Line("note", about, f"{_place(url)} answers, but has been asked too often", "wait, or raise --poll-interval")
-    return Line("FAIL", about, f"{_place(url)} answers with HTTP {status}", "try again later; what comes meanwhile is kept")
+        return Line(
+            "note", about, f"{_place(url)} answers, but has been asked too often", "wait, or raise --poll-interval"
+        )
+    return Line(
+        "FAIL", about, f"{_place(url)} answers with HTTP {status}", "try again later; what comes meanwhile is kept"
+    )
 
 
 def _dashboard(settings) -> list[Line]:
@@ -218,7 +298,14 @@ def _dashboard(settings) -> list[Line]:
         socket.create_connection((parts.hostname, port), 2.0).close()
     except OSError as problem:
         found = f"{_place(settings.dashboard_url)}: {problem.strerror or problem}"
-        return [Line("note", "dashboard", found, "history links are queued here as long as it is not there; else see to DASHBOARD_URL")]
+        return [
+            Line(
+                "note",
+                "dashboard",
+                found,
+                "history links are queued here as long as it is not there; else see to DASHBOARD_URL",
+            )
+        ]
     return [Line("ok", "dashboard", f"something listens on {_place(settings.dashboard_url)}")]
 
 
@@ -242,6 +329,8 @@ def _clock(settings, replies: list) -> list[Line]:
         except (TypeError, ValueError):
             continue
         if abs(skew) > SKEW:
-            return [Line("FAIL", "clock", f"{abs(skew):.0f} s {'after' if skew > 0 else 'behind'} that of a service", todo)]
+            return [
+                Line("FAIL", "clock", f"{abs(skew):.0f} s {'after' if skew > 0 else 'behind'} that of a service", todo)
+            ]
         return [Line("ok", "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC, as the services have it")]
     return [Line("ok", "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC; no service was there to compare")]

@@ -36,7 +36,9 @@ def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], No
         rows[table] = _read(con, table)
         _check_keys(con, table, rows[table], broken)
         _check_json(con, table, broken)
-    for index in schema.INDEXES.keys() - {name for (name,) in con.execute("SELECT index_name FROM duckdb_indexes()").fetchall()}:
+    for index in schema.INDEXES.keys() - {
+        name for (name,) in con.execute("SELECT index_name FROM duckdb_indexes()").fetchall()
+    }:
         broken(schema.INDEXES[index][0], f"the index {index} is missing")
     if {"gex_bridge_snapshots", "gex_bridge_strikes"} <= rows.keys():
         _check_strikes(con, broken, note)
@@ -48,7 +50,8 @@ def _columns(con) -> dict[str, list[tuple]]:
     """table -> (column, type, may be null), in order."""
     found: dict[str, list[tuple]] = {}
     for table, *column in con.execute(
-        "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() WHERE NOT internal ORDER BY table_name, column_index"
+        "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns()"
+        " WHERE NOT internal ORDER BY table_name, column_index"
     ).fetchall():
         found.setdefault(table, []).append(tuple(column))
     return found
@@ -56,13 +59,17 @@ def _columns(con) -> dict[str, list[tuple]]:
 
 def _is_ours(con, table: str, columns: list[tuple], broken) -> bool:
     keys = schema.KEYS[table]
-    wanted = [(name, kind.split()[0], "NOT NULL" not in kind and name not in keys) for name, kind in schema.TABLES[table]]
+    wanted = [
+        (name, kind.split()[0], "NOT NULL" not in kind and name not in keys) for name, kind in schema.TABLES[table]
+    ]
     if columns != wanted:
         odd = [c[0] for c in columns if c not in wanted] + [w[0] for w in wanted if w not in columns]
         broken(table, f"its columns are not ours: {', '.join(map(ascii, dict.fromkeys(odd))) or 'another order'}")
         return False
     primary = con.execute(
-        "SELECT constraint_column_names FROM duckdb_constraints() WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'", [table]
+        "SELECT constraint_column_names FROM duckdb_constraints()"
+        " WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'",
+        [table],
     ).fetchall()
     if [tuple(names) for (names,) in primary] != [keys]:
         broken(table, f"its primary key is not ({', '.join(keys)})")
@@ -71,7 +78,9 @@ def _is_ours(con, table: str, columns: list[tuple], broken) -> bool:
 
 def _read(con, table: str) -> int:
     """The number of rows, having read every value of them."""
-    ((rows, _),) = con.execute(f"SELECT count(*), bit_xor(hash({', '.join(schema.columns(table))})) FROM {table}").fetchall()
+    ((rows, _),) = con.execute(
+        f"SELECT count(*), bit_xor(hash({', '.join(schema.columns(table))})) FROM {table}"
+    ).fetchall()
     return rows
 
 
@@ -126,4 +135,6 @@ def _check_ids(con, rows: dict, broken) -> None:
         ((highest,),) = con.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchall()
         noted = con.execute("SELECT last_id FROM bridge_ids WHERE table_name = ?", [table]).fetchall()
         if highest and noted and noted[0][0] < highest:
-            broken(table, f"ids go up to {highest}, but only {noted[0][0]} is noted as given out; {last + 1} comes next")
+            broken(
+                table, f"ids go up to {highest}, but only {noted[0][0]} is noted as given out; {last + 1} comes next"
+            )

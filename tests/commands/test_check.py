@@ -17,8 +17,14 @@ def original(tmp_path_factory):
     with RunningBridge(tmp_path_factory.mktemp("check") / "data", STOP_TIMEOUT="30") as bridge:
         for number in range(5):
             assert bridge.post("/gex", gex_payload("SPX", 1762700000 + number)) == 202
-            assert bridge.post("/gex", gex_payload("NDX", 1762700000 + number, note="half \ud800", nan=float("nan"))) == 202
-            assert bridge.post("/uw", {"n": number, "topic": "option_trades_super_algo", "alert": {"symbol": "X\udfff"}}) == 200
+            assert (
+                bridge.post("/gex", gex_payload("NDX", 1762700000 + number, note="half \ud800", nan=float("nan")))
+                == 202
+            )
+            assert (
+                bridge.post("/uw", {"n": number, "topic": "option_trades_super_algo", "alert": {"symbol": "X\udfff"}})
+                == 200
+            )
         assert bridge.post("/gex_history_url", {"url": "https://x/y", "ticker": "SPX", "endpoint": "e"}) == 202
         assert bridge.stop() == 0
     return bridge.data_dir
@@ -56,7 +62,11 @@ def test_what_a_bridge_leaves_is_whole_and_everything_was_read(data):
     assert result["counts"]["files"] == {"tickers": 2, "spot_lines": 10}
     assert result["counts"]["depth"] == {"files": 2, "lines": 10}
     assert result["counts"]["tables"] == {
-        "gex_bridge_snapshots": 10, "gex_bridge_strikes": 30, "gex_history_queue": 1, "universal_webhooks": 5, "option_trades_events": 5,
+        "gex_bridge_snapshots": 10,
+        "gex_bridge_strikes": 30,
+        "gex_history_queue": 1,
+        "universal_webhooks": 5,
+        "option_trades_events": 5,
     }
 
 
@@ -102,6 +112,7 @@ def test_after_kill_9_it_says_what_waits_and_nothing_is_broken(tmp_path):
 
 # The journal
 
+
 def test_a_record_that_was_never_finished_is_only_a_note(data):
     whole = segment(data).stat().st_size
     with open(segment(data), "ab") as file:
@@ -119,7 +130,10 @@ def test_a_flipped_bit_in_a_record_that_was_not_used_yet_is_named(data):
     segment(data).write_bytes(raw)
     code, result = check(data)
     assert code == 1
-    assert "damaged: what was acknowledged behind record 0 is lost there" in problems(result)[f"journal/{segment(data).name}"]
+    assert (
+        "damaged: what was acknowledged behind record 0 is lost there"
+        in problems(result)[f"journal/{segment(data).name}"]
+    )
     assert result["counts"]["journal"]["records"] == 15
 
 
@@ -183,6 +197,7 @@ def test_records_that_were_set_aside_are_counted(data):
 
 # Files
 
+
 @pytest.mark.parametrize("name", ["raw/gex/spot_series.jsonl", "depth/SPX/2025-11-09.jsonl"])
 def test_a_torn_last_line_is_cut_off_and_kept(data, name):
     path = data / name
@@ -245,11 +260,18 @@ def test_a_missing_latest_json_comes_back_from_the_tables_when_the_journal_has_m
     assert after["SPX"] == before["SPX"] and set(after) == {"SPX", "NDX"}
 
 
-@pytest.mark.parametrize("name, damage", [
-    ("snapshot.json", b'{"ticker": "SPX"'), ("metadata.json", b""), ("snapshot.csv", b"strike,gex,volume,open_interest\r\n5300"),
-    ("snapshot.csv", b"strike,gex,volume,open_interest\r\n5300,1,0,0\r\n"), ("snapshot.csv", b"\xff"), ("snapshot.csv", None),
-    ("snapshot.json", None),
-])
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("snapshot.json", b'{"ticker": "SPX"'),
+        ("metadata.json", b""),
+        ("snapshot.csv", b"strike,gex,volume,open_interest\r\n5300"),
+        ("snapshot.csv", b"strike,gex,volume,open_interest\r\n5300,1,0,0\r\n"),
+        ("snapshot.csv", b"\xff"),
+        ("snapshot.csv", None),
+        ("snapshot.json", None),
+    ],
+)
 def test_a_tickers_files_are_written_anew_from_latest_json(data, name, damage):
     path = data / "gex/SPX" / name
     before = path.read_bytes()
@@ -279,22 +301,46 @@ def test_temporary_files_of_a_crash_are_a_note_and_go(data):
 
 # Tables
 
+
 def change(data, *statements) -> None:
     with duckdb.connect(str(data / "raw/gex/gex_history.duckdb")) as con:
         for statement in statements:
             con.execute(statement)
 
 
-@pytest.mark.parametrize("table, statement, said", [
-    ("gex_bridge_strikes", "DELETE FROM gex_bridge_strikes WHERE ticker = 'SPX' AND strike = 5300", "5 snapshots have another number of strikes"),
-    ("universal_webhooks", "UPDATE universal_webhooks SET payload_json = '{' WHERE id = 2", "payload_json is no JSON in 1 rows"),
-    ("gex_bridge_snapshots", "UPDATE gex_bridge_snapshots SET max_priors_json = '[1,' WHERE ticker = 'SPX'", "max_priors_json is no JSON in 5 rows"),
-    ("option_trades_events", "ALTER TABLE option_trades_events DROP COLUMN broker", "its columns are not ours: 'broker'"),
-    ("universal_webhooks", "DROP TABLE universal_webhooks", "the table is missing"),
-    ("gex_history_queue", "DROP INDEX idx_history_queue_status", "the index idx_history_queue_status is missing"),
-    ("universal_webhooks", "UPDATE bridge_ids SET last_id = 3 WHERE table_name = 'universal_webhooks'", "ids go up to 5, but only 3"),
-    ("bridge_journal", "UPDATE bridge_journal SET position = 99", "says 99, but the journal ends with 16"),
-])
+@pytest.mark.parametrize(
+    "table, statement, said",
+    [
+        (
+            "gex_bridge_strikes",
+            "DELETE FROM gex_bridge_strikes WHERE ticker = 'SPX' AND strike = 5300",
+            "5 snapshots have another number of strikes",
+        ),
+        (
+            "universal_webhooks",
+            "UPDATE universal_webhooks SET payload_json = '{' WHERE id = 2",
+            "payload_json is no JSON in 1 rows",
+        ),
+        (
+            "gex_bridge_snapshots",
+            "UPDATE gex_bridge_snapshots SET max_priors_json = '[1,' WHERE ticker = 'SPX'",
+            "max_priors_json is no JSON in 5 rows",
+        ),
+        (
+            "option_trades_events",
+            "ALTER TABLE option_trades_events DROP COLUMN broker",
+            "its columns are not ours: 'broker'",
+        ),
+        ("universal_webhooks", "DROP TABLE universal_webhooks", "the table is missing"),
+        ("gex_history_queue", "DROP INDEX idx_history_queue_status", "the index idx_history_queue_status is missing"),
+        (
+            "universal_webhooks",
+            "UPDATE bridge_ids SET last_id = 3 WHERE table_name = 'universal_webhooks'",
+            "ids go up to 5, but only 3",
+        ),
+        ("bridge_journal", "UPDATE bridge_journal SET position = 99", "says 99, but the journal ends with 16"),
+    ],
+)
 def test_a_table_that_is_not_as_it_should_be_is_named(data, table, statement, said):
     change(data, statement)
     code, result = check(data)
@@ -302,9 +348,16 @@ def test_a_table_that_is_not_as_it_should_be_is_named(data, table, statement, sa
 
 
 def test_a_table_without_its_key_is_named_with_the_rows_that_are_there_twice(data):
-    change(data, "CREATE TABLE t AS FROM universal_webhooks", "DROP TABLE universal_webhooks", "ALTER TABLE t RENAME TO universal_webhooks",
-           "INSERT INTO universal_webhooks FROM universal_webhooks WHERE id < 3")
-    change(data, *(f"ALTER TABLE universal_webhooks ALTER {c} SET NOT NULL" for c in ("id", "received_at", "payload_json")))
+    change(
+        data,
+        "CREATE TABLE t AS FROM universal_webhooks",
+        "DROP TABLE universal_webhooks",
+        "ALTER TABLE t RENAME TO universal_webhooks",
+        "INSERT INTO universal_webhooks FROM universal_webhooks WHERE id < 3",
+    )
+    change(
+        data, *(f"ALTER TABLE universal_webhooks ALTER {c} SET NOT NULL" for c in ("id", "received_at", "payload_json"))
+    )
     _, result = check(data)
     said = " ".join(f["problem"] for f in result["findings"])
     assert "its primary key is not (id)" in said and "2 rows have the key of another one" in said
@@ -336,7 +389,12 @@ def test_the_text_says_for_each_part_whether_it_is_whole(data):
     code, out, error = gex_bridge("check", "--data-dir", data)
     lines = out.splitlines()
     assert (code, error) == (1, "")
-    assert [line.split()[:2] for line in lines[:4]] == [["journal", "whole"], ["files", "1"], ["depth", "whole"], ["tables", "whole"]]
+    assert [line.split()[:2] for line in lines[:4]] == [
+        ["journal", "whole"],
+        ["files", "1"],
+        ["depth", "whole"],
+        ["tables", "whole"],
+    ]
     assert lines[4].startswith("BROKEN   gex/SPX: ") and "--repair: written anew" in lines[4]
     assert lines[-1] == "not everything is whole"
 

@@ -23,7 +23,9 @@ SECRETS = {"GEXBOT_API_KEY": "key-that-nobody-may-see", "DISCORD_BOT_TOKEN": "to
 def doctor(data, *flags, port=None, **environment) -> tuple[int, dict[str, list[dict]], str]:
     """Exit code, lines by what they are about, and standard error."""
     known = {"DASHBOARD_URL": "http://127.0.0.1:9", **environment}
-    code, out, error = gex_bridge("doctor", "--json", "--data-dir", data, "--port", port or free_port(), *flags, **known)
+    code, out, error = gex_bridge(
+        "doctor", "--json", "--data-dir", data, "--port", port or free_port(), *flags, **known
+    )
     assert "Traceback" not in error
     lines: dict[str, list[dict]] = {}
     for line in json.loads(out)["lines"]:
@@ -62,7 +64,9 @@ def test_beside_a_running_bridge_port_and_folder_are_known_as_its_own(bridge):
 def test_a_port_that_somebody_else_has_fails(tmp_path):
     with Service(lambda request: Answer(b"hello")) as service:
         code, lines, _ = doctor(tmp_path, port=int(service.url.rpartition(":")[2]))
-    assert code == 1 and "another program answers" in lines["port"][0]["found"] and "ss -ltnp" in lines["port"][0]["todo"]
+    assert (
+        code == 1 and "another program answers" in lines["port"][0]["found"] and "ss -ltnp" in lines["port"][0]["todo"]
+    )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code, lines, _ = doctor(tmp_path, port=silent.getsockname()[1])
     assert code == 1 and failed(lines) == {"port"}
@@ -78,7 +82,11 @@ def test_who_holds_the_database_is_named(tmp_path):
             code, lines, _ = doctor(bridge.data_dir, port=bridge.port)
         assert code == 0
         (line,) = lines["database"]
-        assert line["state"] == "note" and f"process {holder.pid} has it open" in line["found"] and "close it" in line["todo"]
+        assert (
+            line["state"] == "note"
+            and f"process {holder.pid} has it open" in line["found"]
+            and "close it" in line["todo"]
+        )
 
 
 @pytest.mark.parametrize("content, said", [("sqlite", "gex-bridge migrate"), ("text", "not a DuckDB database")])
@@ -113,8 +121,11 @@ def services(status: int = 200, **headers):
 def test_services_that_take_key_and_token_are_well_and_no_secret_is_shown(tmp_path):
     with services() as api, services() as chat, services() as dashboard:
         environment = {
-            **SECRETS, "GEXBOT_API_URL": api.url, "DISCORD_API_URL": chat.url.replace("//", "//user:pass-word@"),
-            "DISCORD_CHANNEL_ID": "12/34", "DASHBOARD_URL": dashboard.url.replace("//", "//user:pass-word@"),
+            **SECRETS,
+            "GEXBOT_API_URL": api.url,
+            "DISCORD_API_URL": chat.url.replace("//", "//user:pass-word@"),
+            "DISCORD_CHANNEL_ID": "12/34",
+            "DASHBOARD_URL": dashboard.url.replace("//", "//user:pass-word@"),
         }
         code, lines, error = doctor(tmp_path, **environment)
         _, text, _ = gex_bridge("doctor", "--data-dir", tmp_path, "--port", free_port(), **environment)
@@ -130,17 +141,31 @@ def test_services_that_take_key_and_token_are_well_and_no_secret_is_shown(tmp_pa
 def test_what_a_service_answers_is_judged(tmp_path, status, state):
     with services(status) as service:
         code, lines, _ = doctor(
-            tmp_path, **SECRETS, GEXBOT_API_URL=service.url, DISCORD_API_URL=service.url, ALT_CHANNEL_OPTION_TRADES="1",
+            tmp_path,
+            **SECRETS,
+            GEXBOT_API_URL=service.url,
+            DISCORD_API_URL=service.url,
+            ALT_CHANNEL_OPTION_TRADES="1",
         )
     assert {line["state"] for about in ("GEXBot", "Discord") for line in lines[about]} == {state}
     assert code == (state == "FAIL")
     if status == 401:
-        assert "refuses GEXBOT_API_KEY" in lines["GEXBot"][0]["found"] and "DISCORD_BOT_TOKEN" in lines["Discord"][0]["todo"]
+        assert (
+            "refuses GEXBOT_API_KEY" in lines["GEXBot"][0]["found"]
+            and "DISCORD_BOT_TOKEN" in lines["Discord"][0]["todo"]
+        )
 
 
 def test_services_that_are_not_there_fail_and_no_secret_is_shown(tmp_path):
     code, out, error = gex_bridge(
-        "doctor", "--data-dir", tmp_path, "--port", free_port(), **SECRETS, GEXBOT_API_URL="http://127.0.0.1:9", DISCORD_API_URL="http://127.0.0.1:9",
+        "doctor",
+        "--data-dir",
+        tmp_path,
+        "--port",
+        free_port(),
+        **SECRETS,
+        GEXBOT_API_URL="http://127.0.0.1:9",
+        DISCORD_API_URL="http://127.0.0.1:9",
     )
     assert code == 1 and "FAIL  GEXBot" in out and "FAIL  Discord" in out and "Connection refused" in out
     assert not any(secret in out + error for secret in SECRETS.values())

@@ -64,7 +64,11 @@ def test_a_server_on_another_port_is_pointed_at(bridge):
 def test_an_address_where_nobody_is_or_somebody_else_is_code_1(tmp_path):
     code, out, error = gex_bridge("status", "--url", f"http://127.0.0.1:{free_port()}")
     assert (code, out) == (1, "") and "no bridge answers" in error
-    for answer, said in ((Answer({"version": 1}), "not a bridge's"), (Answer(status=404), "HTTP 404"), (Answer(b"<html>"), "")):
+    for answer, said in (
+        (Answer({"version": 1}), "not a bridge's"),
+        (Answer(status=404), "HTTP 404"),
+        (Answer(b"<html>"), ""),
+    ):
         with Service(lambda request: answer) as service:
             code, out, error = gex_bridge("status", "--url", service.url)
         assert (code, out) == (1, "") and said in error and "Traceback" not in error

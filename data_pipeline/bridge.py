@@ -46,6 +46,7 @@ class Bridge:
             }
             self.store.put(snapshot.__class__(**{**snapshot.__dict__, **parts}))
         self.last_link = self.repository.last_link
+        self.repository.journal.last_link = lambda: self.last_link
         for record in self.repository.replay():
             if isinstance(record, records.Gex):
                 self.store.put(record.state)
@@ -68,9 +69,11 @@ class Bridge:
         made = []
 
         def build():
-            self.last_link += 1
+            before = self.last_link
+            # A migration may have brought higher ones into the table meanwhile.
+            self.last_link = max(before, self.repository.last_link_in_tables) + 1
             made.append(records.Link(at, self.last_link, url, ticker, endpoint))
-            return made[0].encode(), self._take_back_link
+            return made[0].encode(), lambda: self._take_back_link(before)
 
         self.repository.append(build)
         if self.downloads is not None:
@@ -105,8 +108,8 @@ class Bridge:
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
 
-    def _take_back_link(self) -> None:
-        self.last_link -= 1
+    def _take_back_link(self, before: int) -> None:
+        self.last_link = before
 
 
 def _is_acknowledgement(payload: dict) -> bool:

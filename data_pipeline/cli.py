@@ -21,6 +21,9 @@ COMMANDS = {
     "status": "status",
     "check": "check",
     "doctor": "doctor",
+    "import": "import_history",
+    "history": "history",
+    "archive": "archive",
 }
 
 

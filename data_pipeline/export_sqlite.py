@@ -1,10 +1,9 @@
 """The way back: an SQLite file with the original's exact schema, which the original could carry on with.
 
-Written beside its final name and renamed when it is whole.  It shows the
-database as it was at one moment: the tables are first copied, inside DuckDB
-and in one transaction, to a file beside it (about a second for ten million
-strikes); the slow part, SQLite, reads that copy while the server has the
-database again.
+Written beside its final name, which it gets when it is whole.  It shows the
+database as it was at one moment: first the file is copied while nobody else
+has it (about a second for ten million strikes); the slow part, SQLite, is made
+from that copy while the server has the database again.
 """
 
 import contextlib
@@ -12,13 +11,13 @@ import os
 import pathlib
 import secrets
 import sqlite3
+import subprocess
 
 import duckdb
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_pipeline import atomic
-from data_pipeline.repository import database, schema
+from data_pipeline.repository import database, magic, schema
 
 ROWS_AT_ONCE = 4096
 
@@ -29,8 +28,8 @@ _INDENT = {"universal_webhooks": 28, "option_trades_events": 36}
 
 # In the order in which the original makes them.
 _ORDER = (
-    "gex_bridge_snapshots", "gex_bridge_strikes", "idx_bridge_strikes_ts", "idx_bridge_snapshots_ts", "gex_history_queue",
-    "idx_history_queue_status", "universal_webhooks", "option_trades_events",
+    "gex_bridge_snapshots", "gex_bridge_strikes", "idx_bridge_strikes_ts", "idx_bridge_snapshots_ts",
+    "gex_history_queue", "idx_history_queue_status", "universal_webhooks", "option_trades_events",
 )
 
 
@@ -73,13 +72,14 @@ def export(source: pathlib.Path, target: pathlib.Path, wait: float = 60.0, show:
         raise ExportError(f"{target} exists already; it stays as it is")
     if not source.exists():
         raise ExportError(f"there is no database at {source}")
-    database.refuse_foreign_file(source)
+    magic.refuse_foreign_file(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".{target.name[:100]}.{secrets.token_hex(6)}"
     beside = target.with_name(name + atomic.ENDING)
     try:
-        last_ids = _copy_out(source, beside, wait)
-        rows = _write(beside, last_ids, show)
+        copy = beside.with_name(beside.name + ".duckdb")
+        _copy_out(source, copy, wait)
+        rows = _write(beside, copy, show)
         _fsync(beside)
         # A hard link, unlike a rename, never takes the place of a file that came meanwhile.
         os.link(beside, target)
@@ -92,49 +92,42 @@ def export(source: pathlib.Path, target: pathlib.Path, wait: float = 60.0, show:
             left.unlink()
 
 
-def _copy_out(source: pathlib.Path, beside: pathlib.Path, wait: float) -> dict[str, int]:
-    """Copy every table, in key order, to a Parquet file beside; the highest id ever given out in each table."""
-    with database.Database(source).session(wait=wait, checkpoint=False) as con:
-        con.begin()
-        for table in schema.TABLES:
-            path = str(_parquet(beside, table)).replace("'", "''")
-            keys = ", ".join(schema.KEYS[table])
-            con.execute(f"COPY (FROM {table} ORDER BY {keys}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 20480)")
-        last_ids = {table: database.last_id(con, table) for table in schema.TABLES_WITH_IDS}
-        con.rollback()
-    return last_ids
+def _copy_out(source: pathlib.Path, copy: pathlib.Path, wait: float) -> None:
+    with database.Database(source).session(wait=wait) as con:
+        con.execute("CHECKPOINT")
+        # By another process: this one may not open the file (see repository.database).
+        done = subprocess.run(["cp", "--reflink=auto", "--", source, copy], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ExportError(f"the database could not be copied: {done.stderr.strip()}")
 
 
-def _write(beside: pathlib.Path, last_ids: dict[str, int], show: bool | None) -> dict[str, int]:
-    rows = {}
-    with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as con:
+def _write(beside: pathlib.Path, copy: pathlib.Path, show: bool | None) -> dict[str, int]:
+    rows, disable = {}, None if show is None else not show
+    with (
+        duckdb.connect(str(copy), read_only=True) as live,
+        contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as con,
+    ):
         con.execute("PRAGMA journal_mode = OFF")
         con.execute("PRAGMA synchronous = OFF")
         con.execute("BEGIN")
         for statement in statements():
             con.execute(statement)
         for table in schema.TABLES:
-            with pq.ParquetFile(_parquet(beside, table), memory_map=True) as copy:
-                rows[table] = copy.metadata.num_rows
-                disable = None if show is None else not show
-                with tqdm(total=rows[table], desc=f"writing {table}", unit=" rows", disable=disable) as bar:
-                    insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(schema.columns(table)))})"
-                    for batch in copy.iter_batches(ROWS_AT_ONCE):
-                        con.executemany(insert, zip(*(column.to_pylist() for column in batch.columns)))
-                        bar.update(len(batch))
-        for table, last in last_ids.items():
+            ((rows[table],),) = live.execute(f"SELECT count(*) FROM {table}").fetchall()
+            insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(schema.columns(table)))})"
+            with tqdm(total=rows[table], desc=f"writing {table}", unit=" rows", disable=disable) as bar:
+                for batch in live.sql(f"FROM {table}").to_arrow_reader(ROWS_AT_ONCE):
+                    con.executemany(insert, zip(*(column.to_pylist() for column in batch.columns)))
+                    bar.update(len(batch))
+        for table in schema.TABLES_WITH_IDS:
             con.execute("DELETE FROM sqlite_sequence WHERE name = ?", [table])
-            if last:
+            if last := database.last_id(live, table):
                 con.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", [table, last])
         con.execute("COMMIT")
-        (problem,) = con.execute("PRAGMA quick_check(1)").fetchone()
-        if problem != "ok":
-            raise ExportError(f"the file was not written well: {problem}")
+        ((problem,),) = con.execute("PRAGMA quick_check(1)").fetchall()
+    if problem != "ok":
+        raise ExportError(f"the file was not written well: {problem}")
     return rows
-
-
-def _parquet(beside: pathlib.Path, table: str) -> pathlib.Path:
-    return beside.with_name(f"{beside.name}.{table}")
 
 
 def _fsync(path: pathlib.Path) -> None:

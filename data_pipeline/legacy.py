@@ -29,10 +29,12 @@ SQLITE_TYPES = {"VARCHAR": "text", "BIGINT": "integer", "DOUBLE": "real"}
 
 # What stands in for a missing value of a column that must have one; a row
 # that lacks any other such value cannot be moved.
-DEFAULTS = {"endpoint": "unknown", "status": "pending", "attempts": 0, "created_at": "", "updated_at": "", "received_at": ""}
+DEFAULTS = {"endpoint": "unknown", "status": "pending", "attempts": 0} | dict.fromkeys(
+    ("created_at", "updated_at", "received_at"), ""
+)
 
 # Rows a batch that SQLite hands over: few where a row may be megabytes of JSON.
-STRIKES_AT_ONCE, PAYLOADS_AT_ONCE = 122_880, 256
+STRIKES_AT_ONCE, PAYLOADS_AT_ONCE = 122_880, 32
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
@@ -99,9 +101,13 @@ class Legacy:
 
     def last_id(self, table: str) -> int:
         """The highest id that the original ever gave out in a table; 0 for none."""
-        (row,) = self.query(f"SELECT max(id) AS n FROM {table} WHERE typeof(id) = 'integer'") if self._has(table, "id") else ({"n": 0},)
-        noted = self.query(f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'") if self._sequence else []
-        return max([row["n"] or 0] + [int(r["seq"]) for r in noted if str(r["seq"]).isdecimal()])
+        found = []
+        if self._has(table, "id"):
+            found += self.query(f"SELECT max(id) AS n FROM {table} WHERE typeof(id) = 'integer'")
+        if self._sequence:
+            noted = f"SELECT seq AS n FROM sqlite_sequence WHERE name = '{table}' AND typeof(seq) = 'integer'"
+            found += self.query(noted)
+        return max((row["n"] or 0 for row in found), default=0)
 
     def _has(self, table: str, column: str) -> bool:
         return column in self.tables.get(table, ())
@@ -114,10 +120,11 @@ class Legacy:
         return [c for c in schema.columns(table) if c not in self.tables[table]]
 
     def plain(self, table: str):
-        """Batches of all rows, with our columns and types; raises NotPlain where a row is not as our table wants it.
+        """Batches of all rows, with our columns and types; raises NotPlain at a row that is not as our table wants it.
 
         Faster than `clean`, which has SQLite look at every value's type: here
-        the driver refuses a type that is not the column's.
+        the driver refuses a type that is not the column's, or converts it
+        as `fit` would.
         """
         if self.unknown_columns(table):
             raise NotPlain(table)
@@ -140,7 +147,7 @@ class Legacy:
         return self._rows(table, self._is_clean(table))
 
     def _rows(self, table: str, condition: str):
-        """The driver guesses types from what comes first, so a row comes first that has a value of each column's type."""
+        """The driver guesses types from what comes first: let that be a row with a value of each column's type."""
         cols = columns(table)
         picked = ", ".join(f"{self._expression(table, c.name)} AS {c.name}" for c in cols)
         rows = f"SELECT {picked} FROM {table} t WHERE {condition}"
@@ -164,7 +171,8 @@ class Legacy:
             first += [f"'x' AS t{i}", f"x'00' AS b{i}", f"0.0 AS r{i}"]
             picked += [f"typeof({value})", f"CAST(CASE WHEN typeof({value}) <> 'real' THEN {value} END AS BLOB)"]
             picked += [f"CASE WHEN typeof({value}) = 'real' THEN {value} END"]
-        sql = f"SELECT {', '.join(first)} UNION ALL SELECT {', '.join(picked)} FROM {table} t WHERE NOT ({self._is_clean(table)})"
+        rows = f"SELECT {', '.join(picked)} FROM {table} t WHERE NOT ({self._is_clean(table)})"
+        sql = f"SELECT {', '.join(first)} UNION ALL {rows}"
         for number, batch in enumerate(self._batches(sql, PAYLOADS_AT_ONCE)):
             for row in (batch if number else batch.slice(1)).to_pylist():
                 yield row["n"], {
@@ -304,7 +312,8 @@ def fit(table: str, row: dict) -> tuple[dict | None, list[tuple[str, object, str
             good = DEFAULTS.get(c.name) if c.name not in schema.KEYS[table] else None
             lost = lost or good is None
         fitted[c.name] = good
-    problems += [(name, row[name], "is in a column that is not the original's") for name in row if name not in fitted and row[name] is not None]
+    unknown = [name for name, value in row.items() if name not in fitted and value is not None]
+    problems += [(name, row[name], "is in a column that is not the original's") for name in unknown]
     return None if lost else fitted, problems
 
 

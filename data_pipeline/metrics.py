@@ -112,7 +112,8 @@ class _Collector:
         each = tickers.values() if isinstance(tickers, dict) else ()
         ages = [age for t in each if isinstance(t, dict) and (age := _number(t.get("age_seconds"))) is not None]
         if ages:
-            yield gauge("gexbridge_last_payload_age_seconds", "time since the last payload of any ticker", value=min(ages))
+            name = "gexbridge_last_payload_age_seconds"
+            yield gauge(name, "time since the last payload of any ticker", value=min(ages))
 
     def _find(self, path: str):
         value = self._status

@@ -21,12 +21,12 @@ import functools
 import itertools
 import json
 import operator
-import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 
 import duckdb
@@ -34,7 +34,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_pipeline import atomic, legacy
-from data_pipeline.repository import database, merge, schema
+from data_pipeline.report import Report
+from data_pipeline.repository import database, magic, merge, schema
 from data_pipeline.repository.merge import Sums
 
 # One of DuckDB's row groups: it then writes them straight into the file.
@@ -73,41 +74,6 @@ class TableResult:
         return not self.source.differs_from(self.gave_way + self.moved)
 
 
-class Report:
-    """JSON lines appended to `path`, which is made with the first line; path None only counts.
-
-    A line: `table`, `problem`, `outcome` (`not moved`, `null`, `default`,
-    `replaced`), and either `column` and `value` with `rowid` and `key`, or
-    the whole `row`.  Bytes are {"hex": …}.
-    """
-
-    def __init__(self, path: pathlib.Path | None):
-        self.path = path
-        self.lines = 0
-        self._file = None
-
-    def add(self, **line) -> None:
-        self.lines += 1
-        if self.path is None:
-            return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
-        self._file.write(json.dumps(line, default=_shown) + "\n")
-
-    def sync(self) -> None:
-        """On disk, before the rows it names are gone."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
-
-
 class Migration:
     """One move of the file `old` into the DuckDB file `target`.
 
@@ -130,9 +96,13 @@ class Migration:
         self._plan: dict = {}
 
     def look(self) -> dict[str, TableResult]:
-        """A dry run: read everything, compare with what the target has, write nothing but a report that was asked for."""
-        database.refuse_foreign_file(self.target)
-        with contextlib.closing(self.report), legacy.open_file(self.old, self.folder / "copy") as source:
+        """A dry run: read everything, compare with what the target has, write only the report."""
+        magic.refuse_foreign_file(self.target)
+        with (
+            contextlib.closing(self.report),
+            tempfile.TemporaryDirectory(prefix="gex-bridge-") as scratch,
+            legacy.open_file(self.old, pathlib.Path(scratch)) as source,
+        ):
             self.not_ours = source.others
             for table in source.tables:
                 self._read(source, table, functools.partial(self._look_at, table))
@@ -140,7 +110,7 @@ class Migration:
 
     def run(self) -> dict[str, TableResult]:
         """Do it, or go on with it; raises MigrationError, LegacyError, DatabaseBusy, NotADatabase."""
-        database.refuse_foreign_file(self.target)
+        magic.refuse_foreign_file(self.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _only_one(self.folder), contextlib.closing(self.report):
             if not self._is_unfinished():
@@ -237,19 +207,16 @@ class Migration:
             last_ids = {t: source.last_id(t) for t in schema.TABLES_WITH_IDS if t in source.tables}
             self.not_ours = source.others
             for table in source.tables:
-                write = functools.partial(_write_stage, con, self._staged(table), table)
+                write = functools.partial(self._write, con, table)
                 try:
                     sums[table] = self._read(source, table, write, plain=True)
                 except legacy.NotPlain:
                     sums[table] = self._read(source, table, write)
                 self.results[table].source = sum(sums[table], Sums())
         self.report.sync()
-        for table, result in self.results.items():
-            found = _sums_of_stage(self._staged(table), table)
-            if differing := result.source.differs_from(found):
-                raise MigrationError(f"{table}: read and staged differ in {', '.join(differing)}; nothing was changed")
         self._plan = {
-            "old": before,
+            "old": str(self.old.resolve()),
+            "fingerprint": before,
             "target_prefer": self.prefer,
             "token": secrets.token_hex(8),
             "report": str(self.report.path),
@@ -267,22 +234,47 @@ class Migration:
             plan = json.loads((self.folder / "plan.json").read_bytes())
         except FileNotFoundError:
             return False
-        if plan["old"] != legacy.fingerprint(self.old) or plan["target_prefer"] != self.prefer:
+        if plan["fingerprint"] != legacy.fingerprint(self.old) or plan["target_prefer"] != self.prefer:
             raise MigrationError(
-                f"an unfinished migration of {plan['old'].split(' ')[0]} with --prefer {plan['target_prefer']} is in"
+                f"an unfinished migration of {plan['old']}, as it was, with --prefer {plan['target_prefer']} is in"
                 f" {self.folder}: finish it with the same command, or remove that folder"
             )
         self._plan = plan
         self.report.path, self.report.lines = pathlib.Path(plan["report"]), plan["report_lines"]
         self.not_ours = plan["not_ours"]
-        for table, r in plan["tables"].items():
-            self.results[table] = TableResult(**{**r, **{k: Sums(**r[k]) for k in ("source", "gave_way", "moved")}})
-            if self.results[table].source.differs_from(_sums_of_stage(self._staged(table), table)):
-                raise MigrationError(f"{self._staged(table)} is damaged: remove {self.folder}, then start again with --merge")
+        with duckdb.connect() as con:
+            for table, r in plan["tables"].items():
+                self.results[table] = TableResult(**{**r, **{k: Sums(**r[k]) for k in ("source", "gave_way", "moved")}})
+                for number, expected in enumerate(plan["batches"][table]):
+                    if Sums(**expected).differs_from(_sums(con, table, _mapped(self._staged(table, number)))):
+                        raise MigrationError(f"{self.folder} is damaged: remove it, then start again with --merge")
         return True
 
-    def _staged(self, table: str) -> pathlib.Path:
-        return self.folder / f"{table}.arrow"
+    def _write(self, con, table: str, batches) -> list[Sums]:
+        """Write the batches, one behind the reading; the sums of each, and it is proven that they are in the files."""
+
+        def write(number: int, batch: pa.RecordBatch) -> Sums:
+            read, path = pa.Table.from_batches([batch]), self._staged(table, number)
+            _write_table(path, read)
+            if not _mapped(path).equals(read):
+                raise MigrationError(f"{path} is not what was read from {self.old}; nothing was changed")
+            return _sums(con, table, read)
+
+        with ThreadPoolExecutor(1, "migrate-stage") as pool:
+            written = []
+            for number, batch in enumerate(batches):
+                if written:
+                    written[-1].result()
+                written.append(pool.submit(write, number, batch))
+            return [w.result() for w in written]
+
+    def _staged(self, table: str, number: int) -> pathlib.Path:
+        return self.folder / f"{table}.{number}.arrow"
+
+    def _batches(self, table: str):
+        """Yield (number, batch).  A mapping goes with its batch, so the memory held does not grow."""
+        for number in range(len(self._plan["batches"][table])):
+            yield number, _mapped(self._staged(table, number))
 
     def _refuse_used_target(self) -> None:
         if self.merge or not self.target.exists():
@@ -296,22 +288,23 @@ class Migration:
     # 3. Move
 
     def _move(self) -> None:
-        with self._database.session(wait=self.wait) as con:
-            # First of all: from now on nobody gives out an id that is about to come in.
-            for table, last in self._plan["last_ids"].items():
-                database.note_last_id(con, table, max(last, database.last_id(con, table)))
         rows = sum(r.source.rows for r in self.results.values())
         try:
             with self._bar("moving", rows) as bar, ThreadPoolExecutor(BATCHES_AT_ONCE, "migrate") as pool:
-                for batches in self._sessions():
+                for session, batches in enumerate(self._sessions()):
+                    time.sleep(PAUSE if session else 0)
                     with self._database.session(wait=self.wait) as con:
+                        # First of all: from now on nobody gives out an id that is about to come in.
+                        for table, last in self._plan["last_ids"].items():
+                            database.note_last_id(con, table, max(last, database.last_id(con, table)))
                         # Each in a transaction of its own; where one has a key that is there already, it waits
                         # for the others.
-                        done = list(pool.map(lambda batch: self._move_new(con, *batch), batches))
+                        tried = [pool.submit(self._move_new, con, *batch) for batch in batches]
+                        wait(tried)  # none may be at work when the session closes, even if another failed
+                        done = [t.result() for t in tried]
                         for batch in itertools.compress(batches, map(operator.not_, done)):
                             self._move_among_others(con, *batch)
                     bar.update(sum(len(batch) for _, _, batch in batches))
-                    time.sleep(PAUSE)
             for table, result in self.results.items():
                 self._add_up(table)
                 if not result.is_proven:
@@ -324,7 +317,7 @@ class Migration:
         """Yield lists of (table, number, batch): what is moved in one session."""
         held, rows = [], 0
         for table in self.results:
-            for number, batch in _stage_batches(self._staged(table)):
+            for number, batch in self._batches(table):
                 if held and rows + len(batch) > SESSION_ROWS:
                     yield held
                     held, rows = [], 0
@@ -335,6 +328,7 @@ class Migration:
     def _move_new(self, con, table: str, number: int, batch: pa.Table) -> bool:
         """Whether the batch is in the tables now; if not, nothing of it is."""
         with con.cursor() as own:
+            own.execute(f"USE {database.CATALOG}")  # a cursor does not take that over
             if self._is_moved(own, table, number):
                 return True
             outcome = merge.put_new(own, table, batch, self._expected(table, number))
@@ -374,7 +368,8 @@ class Migration:
             why = "its key comes again later" if row.pop("fate") == "again" else "another row has its key"
             self.report.add(table=table, problem=why, outcome="not moved", row=row)
         for row in outcome.replaced.to_pylist():
-            self.report.add(table=table, problem="the old file has another row with its key", outcome="replaced", row=row)
+            why = "the old file has another row with its key"
+            self.report.add(table=table, problem=why, outcome="replaced", row=row)
         self.report.sync()
         if outcome.mine is not batch:
             _write_table(self.folder / f"{table}.{number}.mine", outcome.mine)
@@ -387,7 +382,7 @@ class Migration:
 
     def _add_up(self, table: str) -> None:
         result = self.results[table]
-        for number, _ in _stage_batches(self._staged(table)):
+        for number in range(len(self._plan["batches"][table])):
             counts = json.loads((self.folder / f"{table}.{number}.json").read_bytes())
             for name in ("new", "same", "lost", "replaced"):
                 setattr(result, name, getattr(result, name) + counts[name])
@@ -397,17 +392,22 @@ class Migration:
 
     def _take_back(self) -> None:
         for table in reversed(self.results):
-            for number, batch in reversed(list(_stage_batches(self._staged(table)))):
+            for number in reversed(range(len(self._plan["batches"][table]))):
                 with self._database.session(wait=self.wait) as con:
                     if not self._is_moved(con, table, number):
                         continue
                     mine = self.folder / f"{table}.{number}.mine"
-                    replaced = _read_table(mine.with_suffix(".replaced")) if mine.exists() else batch.slice(0, 0)
                     con.begin()
-                    merge.take_back(con, table, _read_table(mine) if mine.exists() else batch, replaced)
+                    if mine.exists():
+                        merge.take_back(con, table, _mapped(mine), _mapped(mine.with_suffix(".replaced")))
+                    else:
+                        batch = _mapped(self._staged(table, number))
+                        merge.take_back(con, table, batch, batch.slice(0, 0))
                     database.note_position(con, self._journal(table, number), 0)
                     con.commit()
                 time.sleep(PAUSE)
+        if self.report.lines:
+            self.report.add(table=None, problem="the move was taken back", outcome="the lines above count for nothing")
         self._finish()
 
     def _finish(self) -> None:
@@ -442,50 +442,20 @@ def _gathered(batches):
             rows += len(part)
             size += part.nbytes
             if rows == BATCH_ROWS or size >= BATCH_BYTES:
-                yield pa.concat_batches(held)
+                yield _joined(held)
                 held, rows, size = [], 0, 0
     if held:
-        yield pa.concat_batches(held)
+        yield _joined(held)
 
 
-def _write_stage(con, path: pathlib.Path, table: str, batches) -> list[Sums]:
-    """Write the batches, one behind the reading; the sums of each as it was read."""
-    with (
-        pa.OSFile(str(path), "wb") as file,
-        pa.ipc.new_file(file, legacy.arrow_schema(table)) as writer,
-        ThreadPoolExecutor(1, "migrate-stage") as pool,
-    ):
-
-        def write(batch) -> Sums:
-            writer.write_batch(batch)
-            return _sums_of(con, table, pa.Table.from_batches([batch]))
-
-        written = []
-        for batch in batches:
-            if written:
-                written[-1].result()
-            written.append(pool.submit(write, batch))
-        return [w.result() for w in written]
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    # Of one batch concat_batches makes a copy too.
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _stage_batches(path: pathlib.Path):
-    """Yield (number, batch); the file is mapped, not read as a whole."""
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            yield number, pa.Table.from_batches([reader.get_batch(number)])
-
-
-def _sums_of_stage(path: pathlib.Path, table: str) -> Sums:
-    with duckdb.connect() as con, ThreadPoolExecutor(2) as pool:
-        each = pool.map(lambda numbered: _sums_of(con, table, numbered[1]), _stage_batches(path))
-        return sum(each, Sums())
-
-
-def _sums_of(con, table: str, rows: pa.Table) -> Sums:
-    with con.cursor() as own:
-        own.register("rows_to_sum", rows)
-        return merge.sums(own, "rows_to_sum", table)
+def _sums(con, table: str, rows: pa.Table) -> Sums:
+    con.register("rows_to_sum", rows)
+    return merge.sums(con, "rows_to_sum", table)
 
 
 def _write_table(path: pathlib.Path, rows: pa.Table) -> None:
@@ -493,10 +463,5 @@ def _write_table(path: pathlib.Path, rows: pa.Table) -> None:
         writer.write_table(rows)
 
 
-def _read_table(path: pathlib.Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
-
-
-def _shown(value):
-    return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
+def _mapped(path: pathlib.Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

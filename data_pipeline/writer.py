@@ -23,6 +23,10 @@ from data_pipeline import atomic, config, logs
 from data_pipeline.appended import AppendedFiles
 from data_pipeline.depth import DepthPersistor
 from data_pipeline.files import FilesWriter
+from data_pipeline.history_importer import HistoryImporter
+from data_pipeline.history_queue import HistoryQueue
+from data_pipeline.lake import view_statements
+from data_pipeline.nightly import NightlyArchive
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database, last_id
 from data_pipeline.repository.loader import Loader
@@ -31,6 +35,7 @@ from data_pipeline.repository.source import Cache, Progress, SetAside, Source
 log = logging.getLogger("webhook")
 
 NICENESS = 10
+HISTORY_SETTLE = 10.0  # s
 TICK = 0.5  # s, between two reports while there is something to do
 # Whatever nesting the server's parser let through must pass here as well.
 RECURSION_LIMIT = 50_000
@@ -47,7 +52,10 @@ class Writer:
         self.aside = SetAside(self.folder / "set-aside.jsonl")
         cache = Cache()
         sources = [Source(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
-        self.loader = Loader(Database(settings.database), sources[0], journal, settings.load_interval)
+        lake = settings.data_dir / "lake"
+        self.loader = Loader(
+            Database(settings.database), sources[0], journal, settings.load_interval, lambda: view_statements(lake)
+        )
         spots = AppendedFiles(settings.data_dir, self.folder / "files.position", journal)
         depths = AppendedFiles(settings.data_dir, self.folder / "depth.position", journal)
         spots.open()
@@ -55,6 +63,16 @@ class Writer:
         self.depth = DepthPersistor(depths)
         self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth)
         sources[1].bound = self._near_the_loader
+        self.history = None
+        if not settings.history_download_command:
+            self.history = HistoryImporter(
+                HistoryQueue(settings.database), settings.data_dir, settings.history_allowed_hosts,
+                settings.history_max_bytes, HISTORY_SETTLE,
+            )
+            self.loader.on_links = self.history.wake
+        self.archive = None
+        if settings.archive_after_days:
+            self.archive = NightlyArchive(settings.data_dir, settings.archive_after_days)
         self._reported = ""
         self._finishing = False
 
@@ -63,13 +81,15 @@ class Writer:
 
         They wait for nothing at the end, or while the loader cannot work.
         """
-        if self._finishing or self.loader.trouble or self.loader.position is None:
+        position = self.loader.position  # once: it is another thread's
+        if self._finishing or self.loader.trouble or position is None:
             return self.progress.durable
-        return self.loader.position + Cache.SIZE // 2
+        return position + Cache.SIZE // 2
 
     def start(self) -> None:
-        for part in (self.depth, self.files, self.loader):
-            part.start()
+        for part in (self.depth, self.files, self.loader, self.history, self.archive):
+            if part is not None:
+                part.start()
 
     def run(self, words, report) -> int:
         """Follow what `words` (a binary stream) says until `stop` or its end; returns the exit code."""
@@ -115,15 +135,17 @@ class Writer:
                 log.debug("the server is gone")  # the end of standard input says so too
 
     def stats(self) -> dict:
-        return {
-            "loader": self.loader.stats(), "files": self.files.stats(), "depth": self.depth.stats(),
-            "set_aside": self.aside.count,
-        }
+        parts = {"loader": self.loader, "files": self.files, "depth": self.depth, "history": self.history,
+                 "archive": self.archive}
+        return {**{name: part.stats() for name, part in parts.items() if part}, "set_aside": self.aside.count}
 
     def _finish(self, report) -> int:
         """Do all that is in the journal.  The server ends this process where it takes too long."""
         patience = 3600.0
         self._finishing = True
+        for part in (self.history, self.archive):
+            if part is not None:
+                part.stop(1.0)
         self.progress.end()
         done = self.files.stop(patience) and self.depth.stop(patience)
         done = self.loader.stop(patience) and done

@@ -3,8 +3,10 @@ import pytest
 
 from tests.support import RunningBridge
 
-# The machine's load says nothing about the code; nothing is written beside the tests.
-hypothesis.settings.register_profile("bridge", deadline=None, database=None)
+# How long an example takes says more about the machine than about the code; nothing is written beside the tests.
+hypothesis.settings.register_profile(
+    "bridge", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("bridge")
 
 

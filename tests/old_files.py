@@ -6,7 +6,7 @@ import sqlite3
 import duckdb
 
 from data_pipeline import export_sqlite
-from data_pipeline.repository import schema
+from data_pipeline.repository import database, schema
 
 RECORDED = pathlib.Path(__file__).parent / "recordings" / "legacy_gex_history.db"
 
@@ -25,13 +25,13 @@ CREATE TABLE gex_bridge_strikes (
 
 
 def make(path: pathlib.Path, sql: str | None = None, rows: dict[str, list[dict]] | None = None) -> pathlib.Path:
-    """An SQLite file with these statements (the original's unless others are given) and rows ({table: [{column: value}]})."""
+    """An SQLite file with the original's tables, or those of `sql`, and rows: {table: [{column: value}]}."""
     con = sqlite3.connect(path)
     for statement in [sql] if sql else export_sqlite.statements():
         con.executescript(statement)
     for table, each in (rows or {}).items():
         for row in each:
-            con.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
+            con.execute(_insertion(table, row), list(row.values()))
     con.commit()
     con.close()
     return path
@@ -47,19 +47,25 @@ def webhook(number: int, payload: str = "{}") -> dict:
 
 def sqlite_rows(path: pathlib.Path) -> dict[str, list[tuple]]:
     con = sqlite3.connect(path)
-    found = {t: con.execute(f"SELECT * FROM {t} ORDER BY {', '.join(schema.KEYS[t])}").fetchall() for t in schema.TABLES}
+    found = {t: con.execute(_selection(t)).fetchall() for t in schema.TABLES}
     con.close()
     return found
 
 
 def duckdb_rows(path: pathlib.Path) -> dict[str, list[tuple]]:
     with duckdb.connect(str(path), read_only=True) as con:
-        return {t: con.execute(f"SELECT * FROM {t} ORDER BY {', '.join(schema.KEYS[t])}").fetchall() for t in schema.TABLES}
+        return {t: con.execute(_selection(t)).fetchall() for t in schema.TABLES}
 
 
 def insert(path: pathlib.Path, table: str, row: dict) -> None:
     """One row into the DuckDB file."""
-    from data_pipeline.repository import database
-
     with database.Database(path).session(wait=10) as con:
-        con.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
+        con.execute(_insertion(table, row), list(row.values()))
+
+
+def _insertion(table: str, row: dict) -> str:
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+
+
+def _selection(table: str) -> str:
+    return f"SELECT * FROM {table} ORDER BY {', '.join(schema.KEYS[table])}"

@@ -83,7 +83,7 @@ class RunningBridge:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "run_server.py"), "--port", "0", *self.flags],
                 env={**known, "TZ": "UTC", "DATA_DIR": str(self.data_dir), "DASHBOARD_URL": "http://127.0.0.1:9",
-                     **self.environment},
+                     "STOP_TIMEOUT": str(PATIENCE), **self.environment},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
             )
         return self

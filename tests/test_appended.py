@@ -5,6 +5,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -94,10 +95,20 @@ def die_everywhere(base: pathlib.Path) -> None:
             break
 
 
-def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(tmp_path):
-    script = f"import pathlib; from tests.test_appended import die_everywhere; die_everywhere(pathlib.Path({str(tmp_path)!r}))"
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory where there is one: what is tested here syncs thousands of times."""
+    shared = pathlib.Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        yield pathlib.Path(folder)
+
+
+def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(memory):
+    script = (
+        f"import pathlib; from tests.test_appended import die_everywhere; die_everywhere(pathlib.Path({str(memory)!r}))"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE)
-    roots = sorted(tmp_path.iterdir())
+    roots = sorted(memory.iterdir())
     assert len(roots) > 60
     for root in roots:
         assert contents(root) == EXPECTED, root.name
@@ -128,10 +139,15 @@ def test_a_file_that_cannot_be_written_leaves_the_others_and_itself_as_they_were
     (tmp_path / "long.jsonl").write_bytes(b"x" * 2000 + b"\n")
     files = opened(tmp_path)
     with files_limited_to(2010):
-        failed = files.append({
-            "long.jsonl": b"y" * 100 + b"\n", "folder.jsonl": b"1\n", "in-the-way/day.jsonl": b"1\n", "good.jsonl": b"1\n",
-            "new.jsonl": b"z" * 3000 + b"\n",
-        })
+        failed = files.append(
+            {
+                "long.jsonl": b"y" * 100 + b"\n",
+                "folder.jsonl": b"1\n",
+                "in-the-way/day.jsonl": b"1\n",
+                "good.jsonl": b"1\n",
+                "new.jsonl": b"z" * 3000 + b"\n",
+            }
+        )
     assert sorted(failed) == ["folder.jsonl", "in-the-way/day.jsonl", "long.jsonl", "new.jsonl"]
     assert all(isinstance(problem, OSError) for problem in failed.values())
     assert (tmp_path / "long.jsonl").read_bytes() == b"x" * 2000 + b"\n"

@@ -85,7 +85,12 @@ def test_a_long_name_has_room_for_its_temporary_one(tmp_path):
 
 def test_what_a_crash_left_is_cleaned_and_nothing_else(tmp_path):
     (tmp_path / "SPX").mkdir()
-    for name in (f".file.0123{atomic.ENDING}", f"SPX/.file.0123{atomic.ENDING}", "SPX/file", f"SPX/visible{atomic.ENDING}"):
+    for name in (
+        f".file.0123{atomic.ENDING}",
+        f"SPX/.file.0123{atomic.ENDING}",
+        "SPX/file",
+        f"SPX/visible{atomic.ENDING}",
+    ):
         (tmp_path / name).write_bytes(b"")
     assert atomic.clean(tmp_path) == 2
     assert names(tmp_path / "SPX") == ["file", f"visible{atomic.ENDING}"]

@@ -81,7 +81,9 @@ def test_every_payload_of_one_ticker_at_once_has_its_own_values_in_its_own_recor
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert sorted(record.data["spot"] for record in rig.records) == sorted(100 * n + i for n in range(8) for i in range(10))
+    assert sorted(record.data["spot"] for record in rig.records) == sorted(
+        100 * n + i for n in range(8) for i in range(10)
+    )
     state = TickerSnapshot("SPX")
     for record in rig.records:
         state = state.merged(record.kind, record.data, "gex_zero", "2025-11-09T15:00:00Z")
@@ -103,8 +105,12 @@ def test_what_is_not_durable_never_happened(rig):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))
     try:
-        for refused in (lambda: rig.gex(gex_payload(spot=2)), lambda: rig.gex(gex_payload("NDX")), rig.link,
-                        lambda: rig.universal({"topic": "any"})):
+        for refused in (
+            lambda: rig.gex(gex_payload(spot=2)),
+            lambda: rig.gex(gex_payload("NDX")),
+            rig.link,
+            lambda: rig.universal({"topic": "any"}),
+        ):
             with pytest.raises(NotDurable):
                 refused()
     finally:
@@ -128,8 +134,12 @@ def test_only_the_first_event_name_that_is_not_empty_counts(rig):
 def test_an_acknowledgement_of_phoenix_is_not_stored(rig):
     reply = {"topic": "phoenix", "event": "phx_reply", "payload": {"status": "ok"}}
     assert rig.universal(reply) == {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
-    kept = [{**reply, "payload": {"status": "error"}}, {**reply, "payload": "ok"}, {**reply, "topic": "other"},
-            {**reply, "event": None, "type": "phx_reply"}]
+    kept = [
+        {**reply, "payload": {"status": "error"}},
+        {**reply, "payload": "ok"},
+        {**reply, "topic": "other"},
+        {**reply, "event": None, "type": "phx_reply"},
+    ]
     for payload in kept:
         assert rig.universal(payload) == RECEIVED
     assert [record.payload for record in rig.records] == kept
@@ -202,7 +212,9 @@ def test_store_comes_back_from_latest_json_with_what_it_had_not_seen_over_it(tmp
     rig = Rig(tmp_path)
     views = Views(rig.settings.data_dir)
     for spot in (1, 2):
-        views.update(TickerSnapshot("SPX", snapshot={"spot": spot}, last_endpoint="gex_one", last_payload_kind="snapshot"), "")
+        views.update(
+            TickerSnapshot("SPX", snapshot={"spot": spot}, last_endpoint="gex_one", last_payload_kind="snapshot"), ""
+        )
         views.update(TickerSnapshot("OLD", majors={"spot": spot}), "")
     views.write()
     rig.close()

@@ -14,14 +14,29 @@ FLAGS = [s for s in SETTINGS if s.flag]
 
 # kind -> (text, value), neither a default nor out of any row's bounds
 SAMPLES = {
-    "text": ("a text", "a text"), "int": ("7", 7), "number": ("7.5", 7.5), "bool": ("yes", True),
-    "path": ("/some/where", "/some/where"), "url": ("http://127.0.0.1:9/x/", "http://127.0.0.1:9/x"), "list": ("a, b,,c", ("a", "b", "c")),
+    "text": ("a text", "a text"),
+    "int": ("7", 7),
+    "number": ("7.5", 7.5),
+    "bool": ("yes", True),
+    "path": ("/some/where", "/some/where"),
+    "url": ("http://127.0.0.1:9/x/", "http://127.0.0.1:9/x"),
+    "list": ("a, b,,c", ("a", "b", "c")),
 }
 WRONG = {
     "int": ["x", "1.5", "1e3", "0x10", " "],
     "number": ["x", "nan", "inf", "-inf", "1,5"],
     "bool": ["maybe", "2", "yes!"],
-    "url": ["localhost:1", "ftp://x", "http://", "//x", "http://x?q=1", "http://x#f", "http://x:99999", "http://x:port", "http://["],
+    "url": [
+        "localhost:1",
+        "ftp://x",
+        "http://",
+        "//x",
+        "http://x?q=1",
+        "http://x#f",
+        "http://x:99999",
+        "http://x:port",
+        "http://[",
+    ],
 }
 
 
@@ -54,8 +69,13 @@ settings = config.load(parsed(*sys.argv[2:]), pathlib.Path(sys.argv[1]))
 print(json.dumps({s.name: getattr(settings, s.attribute) for s in config.SETTINGS}, default=str))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(root), *argv], cwd=ROOT, env={"PATH": "/usr/bin:/bin", **environ},
-        capture_output=True, text=True, timeout=PATIENCE, check=True,
+        [sys.executable, "-c", script, str(root), *argv],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", **environ},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     )
     return json.loads(done.stdout)
 
@@ -98,8 +118,12 @@ def test_every_setting_comes_from_the_env_file(tmp_path):
 
 
 def test_flags_win_over_the_environment_and_that_over_the_env_file(tmp_path):
-    (tmp_path / ".env").write_text("DATA_DIR=from-file\nLOG_JSON=1\nHTTP_WORKERS=3\nSTOP_TIMEOUT=7\nDASHBOARD_URL=http://file\n")
-    loaded = loaded_by_a_process(tmp_path, "--data-dir", "from-flag", DATA_DIR="from-environment", HTTP_WORKERS="5", STOP_TIMEOUT="")
+    (tmp_path / ".env").write_text(
+        "DATA_DIR=from-file\nLOG_JSON=1\nHTTP_WORKERS=3\nSTOP_TIMEOUT=7\nDASHBOARD_URL=http://file\n"
+    )
+    loaded = loaded_by_a_process(
+        tmp_path, "--data-dir", "from-flag", DATA_DIR="from-environment", HTTP_WORKERS="5", STOP_TIMEOUT=""
+    )
     assert loaded["DATA_DIR"] == str(tmp_path / "from-flag")
     assert loaded["HTTP_WORKERS"] == 5
     assert loaded["DASHBOARD_URL"] == "http://file"
@@ -138,7 +162,11 @@ def test_a_wrong_value_of_a_flag_is_one_line_that_names_the_flag(tmp_path, setti
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.low is not None], ids=lambda s: s.name)
 def test_bounds_are_taken_and_what_is_beyond_is_refused_with_them(tmp_path, setting):
     def given(value):
-        return load(tmp_path, f"{setting.option}={value}") if setting.flag else load(tmp_path, **{setting.name: str(value)})
+        return (
+            load(tmp_path, f"{setting.option}={value}")
+            if setting.flag
+            else load(tmp_path, **{setting.name: str(value)})
+        )
 
     assert value_of(given(setting.low), setting) == setting.low
     with pytest.raises(ConfigError, match=f"at least {setting.low:g}"):
@@ -157,7 +185,10 @@ def test_a_secret_is_never_shown():
     assert {s.name for s in SETTINGS if s.secret} == {"GEXBOT_API_KEY", "DISCORD_BOT_TOKEN"}
 
 
-@pytest.mark.parametrize("name, meant", [("DATADIR", "DATA_DIR"), ("GEXBOT_APIKEY", "GEXBOT_API_KEY"), ("DISCORD_BOT_TOKENS", "DISCORD_BOT_TOKEN")])
+@pytest.mark.parametrize(
+    "name, meant",
+    [("DATADIR", "DATA_DIR"), ("GEXBOT_APIKEY", "GEXBOT_API_KEY"), ("DISCORD_BOT_TOKENS", "DISCORD_BOT_TOKEN")],
+)
 def test_a_misspelt_name_in_the_env_file_is_refused_without_its_value(tmp_path, name, meant):
     (tmp_path / ".env").write_text(f"{name}=hush\n")
     with pytest.raises(ConfigError) as raised:

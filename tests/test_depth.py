@@ -42,22 +42,41 @@ def test_a_line_is_the_data_with_its_four_fields_set(data, ticker, endpoint):
 @pytest.mark.parametrize(
     "data",
     [
-        {}, {"timestamp": 1}, {"timestamp": None}, {"timestamp": float("nan")}, {"ticker": "SPX"}, {"ticker": "spx"},
-        {"endpoint": "gex_zero", "spot": 1}, {"endpoint": 0}, {"payload_kind": True}, {"spot": "\ud800", "timestamp": 0},
+        {},
+        {"timestamp": 1},
+        {"timestamp": None},
+        {"timestamp": float("nan")},
+        {"ticker": "SPX"},
+        {"ticker": "spx"},
+        {"endpoint": "gex_zero", "spot": 1},
+        {"endpoint": 0},
+        {"payload_kind": True},
+        {"spot": "\ud800", "timestamp": 0},
     ],
 )
 def test_fields_keep_their_place_and_the_missing_ones_come_last(data):
-    sets = {"timestamp": AT if data.get("timestamp") is None else data["timestamp"], "ticker": "SPX",
-            "endpoint": "gex_zero", "payload_kind": "snapshot"}
+    sets = {
+        "timestamp": AT if data.get("timestamp") is None else data["timestamp"],
+        "ticker": "SPX",
+        "endpoint": "gex_zero",
+        "payload_kind": "snapshot",
+    }
     assert depth_event(7, record(data)).line.decode() == json.dumps({**data, **sets}) + "\n"
 
 
 @pytest.mark.parametrize(
     "timestamp, day",
     [
-        (1762732799, "2025-11-09"), (1762732800, "2025-11-10"), (1762732800000, "2025-11-10"),
-        ("2025-11-10T00:30:00+01:00", "2025-11-09"), ("2025-11-10T00:30:00", "2025-11-10"), ("1762732800", "2025-11-10"),
-        (None, "2025-11-09"), ("../../x", "2025-11-09"), ([], "2025-11-09"), (10**400, "2025-11-09"),
+        (1762732799, "2025-11-09"),
+        (1762732800, "2025-11-10"),
+        (1762732800000, "2025-11-10"),
+        ("2025-11-10T00:30:00+01:00", "2025-11-09"),
+        ("2025-11-10T00:30:00", "2025-11-10"),
+        ("1762732800", "2025-11-10"),
+        (None, "2025-11-09"),
+        ("../../x", "2025-11-09"),
+        ([], "2025-11-09"),
+        (10**400, "2025-11-09"),
     ],
 )
 def test_the_file_is_the_tickers_and_the_timestamps_day(timestamp, day):

@@ -26,7 +26,7 @@ def everything(path: pathlib.Path) -> dict:
     con = sqlite3.connect(path)
     master = con.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
     found = {"schema": master, "sequence": con.execute("SELECT * FROM sqlite_sequence ORDER BY name").fetchall()}
-    for (table,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'").fetchall():
+    for table in (name for kind, name, _, _ in master if kind == "table" and not name.startswith("sqlite_")):
         names = [r[1] for r in con.execute(f"PRAGMA table_info({table})")]
         cells = ", ".join(f"typeof({n}), quote({n})" for n in names)
         found[table] = sorted(con.execute(f"SELECT {cells} FROM {table}").fetchall())
@@ -59,7 +59,8 @@ def test_the_original_goes_on_with_the_next_id(source, tmp_path):
 
 def test_rows_that_sqlite_finds_hard_survive_the_way_there_and_back(source, tmp_path):
     rows = [
-        snapshot(spot=1e308 * 10, zero_gamma=-0.1, net_gex_vol=5e-324, strikes_count=2**63 - 1, raw_payload_json='{"a": "\x00é𝔘"}'),
+        snapshot(spot=1e308 * 10, zero_gamma=-0.1, net_gex_vol=5e-324, strikes_count=2**63 - 1),
+        snapshot(ticker="é", raw_payload_json='{"a": "\x00é𝔘"}'),
         snapshot(ticker="", timestamp=-(2**63), endpoint="'; DROP TABLE x; --", spot=0.1 + 0.2),
     ]
     old = make(tmp_path / "old.db", rows={"gex_bridge_snapshots": rows})

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from data_pipeline import atomic, files
 from data_pipeline.appended import AppendedFiles
 from data_pipeline.depth import DepthPersistor
-from data_pipeline.files import LATEST, SPOT_SERIES, FilesWriter, Views, consolidated, latest_json, read_latest, strikes_csv
+from data_pipeline.files import (
+    LATEST,
+    SPOT_SERIES,
+    FilesWriter,
+    Views,
+    consolidated,
+    latest_json,
+    read_latest,
+    strikes_csv,
+)
 from data_pipeline.records import Gex, Part, Webhook
 from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.source import Cache, Progress, SetAside, Source
@@ -26,8 +35,11 @@ def snapshot(data=None, majors=None, maxchange=None, ticker="SPX") -> TickerSnap
 
 
 data = strategies.some_of(
-    timestamp=strategies.values, spot=strategies.values, strikes=st.lists(st.lists(strategies.values, max_size=4), max_size=4),
-    current=st.lists(strategies.values, max_size=3), sum_gex_vol=strategies.values,
+    timestamp=strategies.values,
+    spot=strategies.values,
+    strikes=st.lists(st.lists(strategies.values, max_size=4), max_size=4),
+    current=st.lists(strategies.values, max_size=3),
+    sum_gex_vol=strategies.values,
 )
 states = st.builds(TickerSnapshot, strategies.texts, st.none() | data, st.none() | data, st.none() | data)
 
@@ -44,8 +56,17 @@ def test_latest_json_is_all_tickers_as_json_dumps_makes_them(tickers):
 def test_whatever_comes_the_consolidated_file_has_its_keys_and_numbers(state):
     document = consolidated(state, AT)
     assert list(document) == [
-        "ticker", "timestamp", "spot_price", "zero_gamma", "net_gex", "major_pos_strike", "major_pos_vol",
-        "major_neg_strike", "major_neg_vol", "all_strikes", "change_windows",
+        "ticker",
+        "timestamp",
+        "spot_price",
+        "zero_gamma",
+        "net_gex",
+        "major_pos_strike",
+        "major_pos_vol",
+        "major_neg_strike",
+        "major_neg_vol",
+        "all_strikes",
+        "change_windows",
     ]
     assert type(document["timestamp"]) is str
     for key in ("spot_price", "zero_gamma", "net_gex", "major_pos_strike", "major_neg_strike"):
@@ -63,7 +84,12 @@ def test_whatever_comes_the_consolidated_file_has_its_keys_and_numbers(state):
         (1762700000.5, "2025-11-09T14:53:20.500000+00:00"),
         (1762700000500, "2025-11-09T14:53:20.500000+00:00"),
         ("any text", "any text"),
-        ("", NOW), (None, NOW), (math.nan, NOW), (math.inf, NOW), (10**400, NOW), (-(10**30), NOW),
+        ("", NOW),
+        (None, NOW),
+        (math.nan, NOW),
+        (math.inf, NOW),
+        (10**400, NOW),
+        (-(10**30), NOW),
     ],
 )
 def test_a_number_becomes_iso_text_and_text_stays(timestamp, text):
@@ -71,10 +97,23 @@ def test_a_number_becomes_iso_text_and_text_stays(timestamp, text):
 
 
 def test_a_bad_strike_keeps_the_good_ones():
-    entries = [[5300, 1.5], [None, 1], "text", [math.nan, 1], [5305], ["5310", "2"], [5315, None], [[], 1], [5300, 3, 4, 5]]
+    entries = [
+        [5300, 1.5],
+        [None, 1],
+        "text",
+        [math.nan, 1],
+        [5305],
+        ["5310", "2"],
+        [5315, None],
+        [[], 1],
+        [5300, 3, 4, 5],
+    ]
     document = consolidated(snapshot({"strikes": entries}), AT)
     assert [(row["strike"], row["gex"]) for row in document["all_strikes"]] == [
-        (5300.0, 1.5), (5310.0, 2.0), (5315.0, 0.0), (5300.0, 3.0),
+        (5300.0, 1.5),
+        (5310.0, 2.0),
+        (5315.0, 0.0),
+        (5300.0, 3.0),
     ]
     assert set(map(tuple, document["all_strikes"])) == {("strike", "gex", "volume", "open_interest")}
 
@@ -85,15 +124,33 @@ def test_without_a_list_of_strikes_there_are_none(entries, all_strikes):
 
 
 def test_values_are_floats_and_zero_where_there_is_none():
-    document = consolidated(snapshot({"spot": "5300.5", "zero_gamma": math.inf, "sum_gex_vol": 0, "sum_gex_oi": 7,
-                                      "major_pos_vol": 5325, "major_neg_vol": [1]}), AT)
+    document = consolidated(
+        snapshot(
+            {
+                "spot": "5300.5",
+                "zero_gamma": math.inf,
+                "sum_gex_vol": 0,
+                "sum_gex_oi": 7,
+                "major_pos_vol": 5325,
+                "major_neg_vol": [1],
+            }
+        ),
+        AT,
+    )
     assert (document["spot_price"], document["zero_gamma"], document["net_gex"]) == (5300.5, 0.0, 7.0)
     assert (document["major_pos_strike"], document["major_neg_strike"]) == (5325.0, 0.0)
     assert (document["major_pos_vol"], document["major_neg_vol"]) == (0, 0)
 
 
 def test_change_windows_come_in_order_and_a_bad_one_keeps_the_good_ones():
-    change = {"thirty": [5300, 30], "current": [5310, 1], "one": ["x", 1], "five": [5315, "x"], "ten": [5], "fifteen": None}
+    change = {
+        "thirty": [5300, 30],
+        "current": [5310, 1],
+        "one": ["x", 1],
+        "five": [5315, "x"],
+        "ten": [5],
+        "fifteen": None,
+    }
     assert consolidated(snapshot(maxchange=change), AT)["change_windows"] == [
         {"window": "current", "strike": 5310.0, "old_gex": 0.0, "new_gex": 1.0, "delta": 1.0},
         {"window": "5m", "strike": 5315.0, "old_gex": 0.0, "new_gex": 0.0, "delta": 0.0},
@@ -118,14 +175,25 @@ def test_views_are_whole_files_for_readers_of_all_users(tmp_path):
     views.update(snapshot({"spot": 2}, ticker="../UP"), AT)
     views.write()
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert names == sorted([LATEST] + [
-        f"gex/{folder}/{name}" for folder in ("SPX", "..%2FUP") for name in ("snapshot.json", "snapshot.csv", "metadata.json")
-    ])
+    assert names == sorted(
+        [LATEST]
+        + [
+            f"gex/{folder}/{name}"
+            for folder in ("SPX", "..%2FUP")
+            for name in ("snapshot.json", "snapshot.csv", "metadata.json")
+        ]
+    )
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in names} == {0o644}
     assert json.loads((tmp_path / "gex/SPX/metadata.json").read_text()) == {
-        "ticker": "SPX", "timestamp": "2025-11-09T14:53:20+00:00", "updated_at": NOW, "strikes_count": 1,
+        "ticker": "SPX",
+        "timestamp": "2025-11-09T14:53:20+00:00",
+        "updated_at": NOW,
+        "strikes_count": 1,
     }
     assert not (tmp_path / LATEST).read_bytes().endswith(b"\n")
+    (tmp_path / LATEST).unlink()
+    views.write()
+    assert not (tmp_path / LATEST).exists(), "nothing is written where nothing changed"
 
 
 def test_a_restored_ticker_stays_in_latest_json(tmp_path):
@@ -137,6 +205,28 @@ def test_a_restored_ticker_stays_in_latest_json(tmp_path):
     views.update(snapshot({"spot": 2}, ticker="NDX"), AT)
     views.write()
     assert [(s.ticker, s.snapshot) for s in read_latest(tmp_path)] == [("NDX", {"spot": 2}), ("SPX", {"spot": 1})]
+
+
+@pytest.mark.parametrize("name", ["snapshot.json", "snapshot.csv", "metadata.json"])
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_restored_ticker_gets_files_that_a_power_cut_took(tmp_path, name, content):
+    views = Views(tmp_path)
+    views.update(snapshot({"spot": 1, "timestamp": 1}), AT)
+    views.write()
+    path = tmp_path / "gex/SPX" / name
+    before = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    views = Views(tmp_path)
+    views.restore(read_latest(tmp_path))
+    views.write()
+    if name == "metadata.json":
+        before, after = (json.loads(raw) | {"updated_at": None} for raw in (before, path.read_bytes()))
+        assert before == after
+    else:
+        assert path.read_bytes() == before
 
 
 def test_what_could_not_be_written_is_written_later(tmp_path):
@@ -153,8 +243,18 @@ def test_what_could_not_be_written_is_written_later(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"null", b"[]", b"5", b'{"SPX": null}', b'{"SPX": {"metadata": 5}}', b'{"SPX": {"snapshot": []}}',
-     b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"5",
+        b'{"SPX": null}',
+        b'{"SPX": {"metadata": 5}}',
+        b'{"SPX": {"snapshot": []}}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_damaged_latest_json_is_moved_aside_and_named(tmp_path, caplog, content):
     path = tmp_path / LATEST
@@ -255,7 +355,9 @@ def test_without_spot_or_timestamp_there_is_no_spot_line(rig, missing):
 def test_a_record_that_cannot_be_shown_is_set_aside_and_the_next_one_is_shown(rig):
     rig.start()
     rig.append(b"none of ours")
-    rig.append(Gex(AT, None, TickerSnapshot("BAD", snapshot=Part(b'{"data": 5}', "data"), last_payload_kind="snapshot")))
+    rig.append(
+        Gex(AT, None, TickerSnapshot("BAD", snapshot=Part(b'{"data": 5}', "data"), last_payload_kind="snapshot"))
+    )
     rig.append(gex(7))
     rig.stop()
     assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 1
@@ -273,6 +375,7 @@ def test_trouble_with_the_views_costs_no_line_and_doubles_none(rig, monkeypatch)
     eventually(lambda: rig.files.spots.position == 5)
     rig.stop()
     assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 5
+    assert rig.depth.enqueued == 5
 
 
 def test_after_a_stop_it_goes_on_behind_what_it_had_done(rig):

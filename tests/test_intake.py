@@ -64,15 +64,29 @@ def test_a_request_is_the_same_in_any_pieces(cuts):
     assert outcome(received(*pieces, end=False)) == (True, False, None, HEAD, BODY)
 
 
-@pytest.mark.parametrize("head", [HEAD, HEAD.replace(b"\r\n", b"\n"), HEAD.replace(b"Host", b"X: \xff\r\nHost"),
-                                  HEAD.replace(b"Content-Length: ", b"content-LENGTH:\t ")])
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD,
+        HEAD.replace(b"\r\n", b"\n"),
+        HEAD.replace(b"Host", b"X: \xff\r\nHost"),
+        HEAD.replace(b"Content-Length: ", b"content-LENGTH:\t "),
+    ],
+)
 def test_heads_as_clients_write_them(head):
     assert outcome(received(head + BODY, end=False)) == (True, False, None, head, BODY)
 
 
 @pytest.mark.parametrize(
     "value, body",
-    [(b"0", b""), (b"-5", b""), (b"5", BODY[:5]), (b" 5\t", BODY[:5]), (b"005", BODY[:5]), (b"5\r\nContent-Length: 5", BODY[:5])],
+    [
+        (b"0", b""),
+        (b"-5", b""),
+        (b"5", BODY[:5]),
+        (b" 5\t", BODY[:5]),
+        (b"005", BODY[:5]),
+        (b"5\r\nContent-Length: 5", BODY[:5]),
+    ],
 )
 def test_the_body_is_as_long_as_the_head_says(value, body):
     connection = received(b"POST /gex HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % value + BODY, end=False)
@@ -92,21 +106,38 @@ def test_other_methods_have_no_body(method):
 
 
 INVALID = Problem(400, "Invalid Content-Length")
+MALFORMED = Problem(400, "Malformed request head")
 
 
 @pytest.mark.parametrize(
     "lines, problem",
     [
-        *((b"Content-Length: " + value, INVALID) for value in (
-            b"abc", b"", b"+2", b"1_0", b"1.0", b"0x10", b"5, 5", b"5 5", b"\xb2", b"--5", b"9" * 5000, b"5\0", b"\r\n 5")),
-        (b"Content-Length : 5", INVALID),
+        *(
+            (b"Content-Length: " + value, INVALID)
+            for value in (b"abc", b"", b"+2", b"1_0", b"1.0", b"0x10", b"5, 5", b"5 5", b"\xb2", b"--5", b"9" * 5000)
+        ),
+        *(
+            (line, MALFORMED)
+            for line in (
+                b"Content-Length: 5\0",
+                b"Content-Length:\r\n 5",
+                b"Content-Length : 5",
+                b"Content-Length: 5\r",
+                b" Content-Length: 5",
+                b"Transfer-Encoding : chunked",
+                b"X: y\rContent-Length: 5",
+                b"Content-Length",
+                b": 5",
+                b"X\xff: y",
+            )
+        ),
         (b"Content-Length: 5\r\nContent-Length: x", INVALID),
         (b"Content-Length: 5\r\nContent-Length: 6", Problem(400, "Conflicting Content-Length")),
         (b"Content-Length: 5\r\nX: y\r\ncontent-length: 0", Problem(400, "Conflicting Content-Length")),
         (b"Content-Length: 0\r\nContent-Length: -5", Problem(400, "Conflicting Content-Length")),
         (b"Transfer-Encoding: chunked", Problem(400, "Transfer-Encoding is not supported")),
         (b"Content-Length: 5\r\ntransfer-encoding:", Problem(400, "Transfer-Encoding is not supported")),
-        (b"Transfer-Encoding : identity", Problem(400, "Transfer-Encoding is not supported")),
+        (b"Transfer-Encoding: identity", Problem(400, "Transfer-Encoding is not supported")),
         (b"Content-Length: 101", Problem(413, "Request body is too large")),
         (b"Content-Length: " + b"9" * 100, Problem(413, "Request body is too large")),
     ],
@@ -126,7 +157,9 @@ def test_a_body_of_exactly_the_limit_is_taken():
 
 def test_a_header_in_the_body_or_in_a_value_frames_nothing():
     body = b"\r\nContent-Length: 3\r\n\r\n"
-    head = b"POST /gex HTTP/1.1\r\nX: Content-Length: 7\r\nX-Content-Length: 9\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /gex HTTP/1.1\r\nX: Content-Length: 7\r\nX-Content-Length: 9\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
     assert received(head + body, end=False).body == body
     assert received(b"POST /Content-Length:5 HTTP/1.1\r\n\r\n", end=False).body == b""
 
@@ -161,6 +194,18 @@ def test_a_head_beyond_the_limit_is_refused_whole_or_not():
         head = b"POST / HTTP/1.1\r\n" + b"\r\n".join([line] * 300) + end
         connection = received(*(head[n : n + 50_000] for n in range(0, len(head), 50_000)), end=False)
         assert connection.problem == Problem(431, "Request head is too large", True)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_head_of_exactly_the_limit_is_taken_and_one_byte_more_is_not(over):
+    start, end = b"POST / HTTP/1.1\r\n", b"\r\n\r\n"
+    lines = [b"X: " + b"x" * 1019] * 255
+    room = intake.HEAD_LIMIT + over - len(start) - len(end) - sum(len(line) + 2 for line in lines)
+    head = start + b"\r\n".join([*lines, b"X: " + b"x" * (room - 3)]) + end
+    assert len(head) == intake.HEAD_LIMIT + over
+    problem = Problem(431, "Request head is too large", True) if over else None
+    connection = received(head[:200_000], head[200_000:], end=False)
+    assert (connection.ready, connection.problem) == (True, problem)
 
 
 def test_deadlines_have_a_word_for_head_and_body():

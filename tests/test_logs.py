@@ -33,7 +33,8 @@ def log(message: str, *args, **kwargs) -> None:
 def test_a_line_has_the_contracts_format(out):
     logs.configure(False, False, out)
     log("Starting GEX bridge on %s:%s", "127.0.0.1", 8877)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO Starting GEX bridge on 127\.0\.0\.1:8877\n", out.getvalue())
+    expected = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO Starting GEX bridge on 127\.0\.0\.1:8877\n"
+    assert re.fullmatch(expected, out.getvalue())
 
 
 def test_what_a_client_sent_cannot_make_a_line_of_its_own(out):
@@ -114,5 +115,8 @@ except ZeroDivisionError:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
     lines = done.stderr.splitlines()
-    assert lines[:6] == ["<7>DEBUG debug", "<6>INFO info", "<4>WARNING warning", "<3>ERROR error", "<2>CRITICAL critical", "<3>ERROR divided"]
+    assert lines[:6] == [
+        "<7>DEBUG debug", "<6>INFO info", "<4>WARNING warning", "<3>ERROR error", "<2>CRITICAL critical",
+        "<3>ERROR divided",
+    ]
     assert len(lines) > 7 and all(line.startswith("<3>") for line in lines[5:])

@@ -94,13 +94,15 @@ def test_loose_types_are_converted_and_what_does_not_fit_is_reported(tmp_path, t
     rows = [{n: v for n, v in zip(names, row) if v is not None} for row in duckdb_rows(target)["gex_bridge_snapshots"]]
     key = {"ticker": "SPX", "endpoint": "gex_zero", "payload_kind": "snapshot"}
     assert rows == [
-        key | {"timestamp": 1700000000, "payload_kind": "5", "spot": 12.5, "zero_gamma": 1000.0, "strikes_count": 7, "raw_payload_json": "{}"},
+        key
+        | {"timestamp": 1700000000, "payload_kind": "5", "spot": 12.5, "zero_gamma": 1000.0}
+        | {"strikes_count": 7, "raw_payload_json": "{}"},
         key | {"timestamp": 1700000001},
         key | {"timestamp": 1700000002},
     ]
     report = reported(done)
-    values = {(line["key"]["timestamp"], line["column"]): (line["value"], line["outcome"]) for line in report if "column" in line}
-    assert values == {
+    values = [line for line in report if "column" in line]
+    assert {(line["key"]["timestamp"], line["column"]): (line["value"], line["outcome"]) for line in values} == {
         (1700000001, "spot"): ("n/a", "null"),
         (1700000001, "zero_gamma"): ({"hex": "ff"}, "null"),
         (1700000001, "net_gex_vol"): ("1_0", "null"),
@@ -111,7 +113,8 @@ def test_loose_types_are_converted_and_what_does_not_fit_is_reported(tmp_path, t
     assert [(row["ticker"], row["timestamp"], row["spot"]) for row in lost] == [
         ("SPX", None, 1.0), ("SPX", "yesterday", 2.0), ({"hex": "fe"}, 1700000000, None),
     ]
-    assert (done.results["gex_bridge_snapshots"].unfit_rows, done.results["gex_bridge_snapshots"].unfit_values) == (3, 5)
+    result = done.results["gex_bridge_snapshots"]
+    assert (result.unfit_rows, result.unfit_values) == (3, 5)
 
 
 def test_text_that_is_no_utf8_in_a_plain_column_is_reported(tmp_path, target):
@@ -128,7 +131,10 @@ def test_text_that_is_no_utf8_in_a_plain_column_is_reported(tmp_path, target):
 def test_unknown_columns_are_reported_and_unknown_tables_named(tmp_path, target):
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(1), webhook(2)]})
     con = sqlite3.connect(old)
-    con.executescript("ALTER TABLE universal_webhooks ADD COLUMN note; UPDATE universal_webhooks SET note = 'x' WHERE id = 2; CREATE TABLE mine (a)")
+    con.execute("ALTER TABLE universal_webhooks ADD COLUMN note")
+    con.execute("UPDATE universal_webhooks SET note = 'x' WHERE id = 2")
+    con.execute("CREATE TABLE mine (a)")
+    con.commit()
     con.close()
     done = move(old, target)
     assert [(line["column"], line["value"], line["key"]) for line in reported(done)] == [("note", "x", {"id": 2})]
@@ -139,7 +145,12 @@ def test_a_row_without_its_must_have_values_gets_defaults_or_is_reported(tmp_pat
     old = make(
         tmp_path / "old.db",
         "CREATE TABLE gex_history_queue (id INTEGER PRIMARY KEY, url, ticker, endpoint, status, attempts)",
-        {"gex_history_queue": [{"id": 1, "url": "u", "ticker": "SPX", "endpoint": "e"}, {"id": 2, "ticker": "SPX", "endpoint": "e"}]},
+        {
+            "gex_history_queue": [
+                {"id": 1, "url": "u", "ticker": "SPX", "endpoint": "e"},
+                {"id": 2, "ticker": "SPX", "endpoint": "e"},
+            ]
+        },
     )
     done = move(old, target)
     assert duckdb_rows(target)["gex_history_queue"] == [(1, "u", "SPX", "e", "pending", 0, None, "", "")]
@@ -193,7 +204,8 @@ def test_two_rows_of_the_file_that_become_one_key_are_not_both_lost(tmp_path, ta
 def test_batches_at_once_that_share_a_key_are_moved_one_after_the_other(tmp_path, target, monkeypatch):
     monkeypatch.setattr(migrate, "BATCH_ROWS", 2)
     rows = [webhook(1 + n % 4, f"{n}") for n in range(8)]
-    old = make(tmp_path / "old.db", "CREATE TABLE universal_webhooks (id INTEGER, received_at TEXT, payload_json TEXT)", {"universal_webhooks": rows})
+    sql = "CREATE TABLE universal_webhooks (id INTEGER, received_at TEXT, payload_json TEXT)"
+    old = make(tmp_path / "old.db", sql, {"universal_webhooks": rows})
     done = move(old, target)
     kept = [r[2] for r in duckdb_rows(target)["universal_webhooks"]]
     lost = [line["row"]["payload_json"] for line in reported(done)]
@@ -278,34 +290,37 @@ def test_what_is_no_sqlite_file_is_refused(tmp_path, target, content):
 
 def test_rows_that_differ_after_the_move_are_taken_back(tmp_path, target, monkeypatch):
     monkeypatch.setattr(migrate, "BATCH_ROWS", 2)
+    monkeypatch.setattr(migrate, "SESSION_ROWS", 2)
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(n, f"{n}") for n in range(1, 6)]})
     insert(target, "universal_webhooks", webhook(1, '"live"'))
     before = duckdb_rows(target)
-    read = merge.put_new
+    put = merge.put_new
+    seen = []
 
     def damaging(con, table, batch, expected):
         if batch.column("id")[0].as_py() == 5:
+            seen.extend(con.execute("SELECT payload_json FROM universal_webhooks ORDER BY id").fetchall())
             batch = batch.set_column(2, "payload_json", [["damaged"]])
-        return read(con, table, batch, expected)
+        return put(con, table, batch, expected)
 
     monkeypatch.setattr(merge, "put_new", damaging)
     with pytest.raises(migrate.MigrationError, match="taken back"):
         move(old, target, merge=True, prefer="old")
+    assert [payload for (payload,) in seen] == ["1", "2", "3", "4"]  # so far it had been moved
     assert duckdb_rows(target) == before
 
 
 def test_a_damaged_copy_is_found_before_anything_is_moved(target, monkeypatch):
-    proof = migrate._sums_of_stage
+    write = migrate._write_table
 
-    def damaged(path, table):
-        if table == "gex_bridge_strikes":
+    def damaging(path, rows):
+        write(path, rows)
+        if path.name.startswith("gex_bridge_strikes."):
             content = bytearray(path.read_bytes())
-            at = content.index(b"gex_zero")
-            content[at] ^= 1
+            content[content.index(b"gex_zero")] ^= 1
             path.write_bytes(content)
-        return proof(path, table)
 
-    monkeypatch.setattr(migrate, "_sums_of_stage", damaged)
+    monkeypatch.setattr(migrate, "_write_table", damaging)
     with pytest.raises(migrate.MigrationError, match="nothing was changed"):
         move(RECORDED, target)
     assert not target.exists()
@@ -317,7 +332,7 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path, target):
 import sys
 from data_pipeline import migrate
 migrate.BATCH_ROWS, migrate.SESSION_ROWS, migrate.PAUSE = 10, 20, 0.05
-migrate.Migration({str(old)!r}, {str(target)!r}, show=False).run()
+migrate.Migration({str(old)!r}, {str(target)!r}, prefer="old", show=False).run()
 """
     child = subprocess.Popen([sys.executable, "-c", script])
     moved = target.parent / f"{target.stem}.migrating"

@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from data_pipeline import rows
 from data_pipeline.records import Gex, Link, Part, Webhook
 from data_pipeline.repository import schema
-from data_pipeline.rows import Rows, strikes
+from data_pipeline.rows import Rows
 from data_pipeline.store import TickerSnapshot
 from tests import strategies
 
 AT = "2025-11-09T15:16:17.123456"
 NOTHING = ([],) * 9
+
+
+def strikes(entries):
+    return rows.strikes(entries, json.dumps(entries))
 
 
 def gex(data, kind="snapshot", before=None, endpoint="gex_zero", received_at=None, webhook=None, ticker="SPX") -> Gex:
@@ -58,7 +62,7 @@ entry = uniform_entry | st.lists(odd, max_size=6) | st.tuples(odd, odd, odd, odd
 @settings(max_examples=300)
 @given(st.lists(uniform_entry, min_size=1, max_size=6) | nearly_uniform() | st.lists(entry, min_size=1, max_size=6))
 def test_the_fast_way_makes_the_same_columns_as_the_slow_one_wherever_it_applies(entries):
-    fast = rows._uniform_strikes(entries)
+    fast = rows._uniform_strikes(entries, json.dumps(entries))
     if fast is not None:
         # NaN equals nothing, and 0.0 equals -0.0: their texts tell.
         assert repr(fast) == repr(rows._any_strikes(entries))
@@ -67,7 +71,7 @@ def test_the_fast_way_makes_the_same_columns_as_the_slow_one_wherever_it_applies
 @given(st.lists(st.floats(1, 1e5, allow_nan=False).map(lambda x: round(x, 2)), min_size=1, max_size=50, unique=True))
 def test_the_fast_way_applies_to_what_gexbot_sends(levels):
     entries = [[strike, -1.5 * n, 2, [0.25, 1, 2, 3, n]] for n, strike in enumerate(levels)]
-    fast = rows._uniform_strikes(entries)
+    fast = rows._uniform_strikes(entries, json.dumps(entries))
     assert fast is not None
     assert repr(fast) == repr(rows._any_strikes(entries))
 
@@ -124,8 +128,17 @@ def test_of_the_same_strike_twice_the_last_one_counts():
 
 
 def test_a_snapshot_row_has_the_values_of_the_combined_view():
-    data = {"timestamp": 1762700000.7, "spot": "5300.5", "zero_gamma": math.nan, "sum_gex_vol": 2**70, "net_gex_oi": [],
-            "major_pos_vol": True, "strikes": [[5300, 1], ["x", 1]], "max_priors": None, "note": "é"}
+    data = {
+        "timestamp": 1762700000.7,
+        "spot": "5300.5",
+        "zero_gamma": math.nan,
+        "sum_gex_vol": 2**70,
+        "net_gex_oi": [],
+        "major_pos_vol": True,
+        "strikes": [[5300, 1], ["x", 1]],
+        "max_priors": None,
+        "note": "é",
+    }
     row = only_snapshot(added(gex(data, received_at="2025-11-09T15:00:00Z")))
     assert (row["ticker"], row["timestamp"], row["endpoint"]) == ("SPX", 1762700000, "gex_zero")
     assert (row["spot"], row["zero_gamma"], row["net_gex_vol"], row["net_gex_oi"]) == (5300.5, None, 2.0**70, None)
@@ -164,7 +177,9 @@ def test_the_last_record_of_a_key_wins_and_strikes_stay_where_it_brings_none():
 
 
 def test_lone_surrogates_reach_no_column():
-    made = added(gex({"timestamp": 1, "x\ud800": "\udfff", "max_priors": ["\ud800"]}, endpoint="\ud800", ticker="\udfff"))
+    made = added(
+        gex({"timestamp": 1, "x\ud800": "\udfff", "max_priors": ["\ud800"]}, endpoint="\ud800", ticker="\udfff")
+    )
     for value in only_snapshot(made).values():
         assert not isinstance(value, str) or value.encode("utf-8")
 
@@ -211,19 +226,27 @@ def test_a_record_that_cannot_be_rows_adds_nothing_at_all(record):
 
 
 fields = strategies.some_of(
-    timestamp=strategies.numbers | strategies.values, spot=strategies.values, net_gex=strategies.values,
-    strikes=st.lists(entry, max_size=4) | strategies.values, max_priors=strategies.values, topic=strategies.values,
+    timestamp=strategies.numbers | strategies.values,
+    spot=strategies.values,
+    net_gex=strategies.values,
+    strikes=st.lists(entry, max_size=4) | strategies.values,
+    max_priors=strategies.values,
+    topic=strategies.values,
     current=st.lists(strategies.values, max_size=3),
 )
 
 
-@given(fields, fields, st.sampled_from(["snapshot", "majors", "maxchange"]), strategies.texts, st.none() | strategies.texts)
+@given(
+    fields, fields, st.sampled_from(["snapshot", "majors", "maxchange"]), strategies.texts, st.none() | strategies.texts
+)
 def test_whatever_comes_every_value_fits_its_column(data, later, kind, ticker, endpoint):
     first = gex(data, ticker=ticker, webhook=("10.0.0.1", ticker))
-    made = added(first, gex(later, kind, first, endpoint, ticker=ticker), Webhook(AT, "::1", ticker, json.dumps(later).encode()))
+    made = added(
+        first, gex(later, kind, first, endpoint, ticker=ticker), Webhook(AT, "::1", ticker, json.dumps(later).encode())
+    )
     assert len(made.webhooks) == 2
     for table, tuples in (("gex_bridge_snapshots", made.snapshots.values()), ("universal_webhooks", made.webhooks)):
-        kinds = [kind for _, kind in schema.TABLES[table]][-len(next(iter(tuples), ())):]
+        kinds = [kind for _, kind in schema.TABLES[table]][-len(next(iter(tuples), ())) :]
         for row in tuples:
             for value, kind_ in zip(row, kinds, strict=True):
                 fits = {"VARCHAR": str, "BIGINT": int, "DOUBLE": float}[kind_.split()[0]]

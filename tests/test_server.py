@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import duckdb
 import pytest
 
 from tests.reliability.load import Load, check_everything_once
@@ -262,7 +263,17 @@ def test_each_request_is_logged_as_the_original_did(bridge):
     assert "\x1b" not in bridge.log
 
 
-def test_numbers_of_links_go_on_after_a_restart_and_after_the_journal_is_lost(tmp_path):
+def _raise_last_link(database, number) -> bool:
+    """As a migration does, while the server runs."""
+    try:
+        with duckdb.connect(str(database)) as con:
+            con.execute("UPDATE bridge_ids SET last_id = ? WHERE table_name = 'gex_history_queue'", [number])
+    except duckdb.IOException:
+        return False
+    return True
+
+
+def test_numbers_of_links_go_on_after_a_restart_a_lost_journal_and_a_migration(tmp_path):
     link = {"url": "https://x/y", "ticker": "SPX", "endpoint": "e"}
 
     def queued(bridge):
@@ -273,8 +284,17 @@ def test_numbers_of_links_go_on_after_a_restart_and_after_the_journal_is_lost(tm
         assert [queued(bridge), queued(bridge)] == [1, 2]
     with bridge:
         assert queued(bridge) == 3
+    with bridge:  # begins a segment, so that the one with the links goes
+        assert bridge.post("/uw", {}) == 200
+    assert len(list((bridge.data_dir / "journal").glob("*.journal"))) == 1
+    with bridge:
+        assert queued(bridge) == 4
     for path in (bridge.data_dir / "journal").iterdir():
         path.unlink()
     with bridge:
-        assert queued(bridge) == 4
-    assert read(bridge.database, "SELECT id FROM gex_history_queue ORDER BY id") == [(1,), (2,), (3,), (4,)]
+        assert queued(bridge) == 5
+        eventually(lambda: bridge.rows("SELECT count(*) FROM gex_history_queue") == [(5,)])
+        eventually(lambda: _raise_last_link(bridge.database, 70))
+        assert bridge.post("/uw", {}) == 200
+        eventually(lambda: bridge.rows("SELECT count(*) FROM universal_webhooks") == [(2,)])
+        eventually(lambda: queued(bridge) > 70)

@@ -37,7 +37,10 @@ def test_a_number_is_taken_from_its_name_and_its_aliases_unless_it_is_null(key, 
 
 def test_the_later_alias_wins_whatever_the_order_in_the_payload():
     assert combined({"sum_gex_vol": 3, "net_gex_vol": 2, "net_gex": 1, "sum_gex_oi": 5, "net_gex_oi": 4}) == {
-        **combined(), "net_gex_vol": 3, "net_gex_oi": 5, "has_snapshot": True,
+        **combined(),
+        "net_gex_vol": 3,
+        "net_gex_oi": 5,
+        "has_snapshot": True,
     }
 
 
@@ -54,9 +57,17 @@ def test_a_key_that_is_there_counts_even_where_it_is_null(key):
 
 
 def test_max_change_has_a_window_for_each_list_of_two():
-    data = {"thirty": [1, 2], "current": [5300, 1.5, "more"], "one": [5300], "five": None, "ten": {"0": 1}, "other": [1, 2]}
+    data = {
+        "thirty": [1, 2],
+        "current": [5300, 1.5, "more"],
+        "one": [5300],
+        "five": None,
+        "ten": {"0": 1},
+        "other": [1, 2],
+    }
     assert list(combined(maxchange=data)["max_change"].items()) == [
-        ("Now", {"strike": 5300, "net_gex": 1.5}), ("30 min", {"strike": 1, "net_gex": 2}),
+        ("Now", {"strike": 5300, "net_gex": 1.5}),
+        ("30 min", {"strike": 1, "net_gex": 2}),
     ]
 
 
@@ -78,7 +89,9 @@ def test_a_payload_makes_a_new_state_and_leaves_the_old_one_as_it_was():
         first.snapshot = None
 
 
-data = st.none() | strategies.some_of(timestamp=strategies.values, spot=strategies.values, current=st.lists(strategies.values))
+data = st.none() | strategies.some_of(
+    timestamp=strategies.values, spot=strategies.values, current=st.lists(strategies.values)
+)
 
 
 @given(data, data, data, st.none() | strategies.texts, st.none() | strategies.texts)

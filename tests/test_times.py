@@ -89,7 +89,20 @@ def test_the_day_is_the_utc_date_of_seconds_milliseconds_or_iso_text(timestamp, 
 
 @pytest.mark.parametrize(
     "timestamp",
-    [None, "", "soon", "../../etc", math.nan, math.inf, 10**400, -(10**30), [], {}, "0001-01-01T00:00:00+05:00", "9" * 30],
+    [
+        None,
+        "",
+        "soon",
+        "../../etc",
+        math.nan,
+        math.inf,
+        10**400,
+        -(10**30),
+        [],
+        {},
+        "0001-01-01T00:00:00+05:00",
+        "9" * 30,
+    ],
 )
 def test_without_a_date_it_is_the_day_of_receipt(timestamp):
     assert times.day(timestamp, RECEIVED) == "2025-11-09"

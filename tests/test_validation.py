@@ -47,7 +47,8 @@ def test_every_problem_is_reported_in_order(fields):
 
 def test_an_empty_object_lacks_ticker_kind_and_data():
     assert problems({}) == (
-        "Validation error: ticker: field required; kind: must be one of majors, maxchange, snapshot; data: field required"
+        "Validation error: ticker: field required; kind: must be one of majors, maxchange, snapshot; "
+        "data: field required"
     )
 
 
@@ -69,12 +70,16 @@ def test_webhooks_have_their_data_in_payload_and_defaults():
         assert (found.kind, found.endpoint) == ("snapshot", "gex_zero")
     found = gex_payload({"ticker": "spx", "payload": {}, "kind": "majors", "endpoint": "gex_one"}, *universal)
     assert (found.kind, found.endpoint) == ("majors", "gex_one")
+    for value in (0, False, [], {}):
+        assert "kind: must be one of" in problems({"ticker": "spx", "payload": {}, "kind": value}, *universal)
     assert problems({"ticker": "spx", "data": {}, "kind": "x"}, *universal) == (
         "Validation error: kind: must be one of majors, maxchange, snapshot; payload: field required"
     )
 
 
-anything = strategies.some_of(**dict.fromkeys(("ticker", "kind", "data", "payload", "endpoint", "received_at"), strategies.values))
+anything = strategies.some_of(
+    **dict.fromkeys(("ticker", "kind", "data", "payload", "endpoint", "received_at"), strategies.values)
+)
 
 
 @given(anything, st.sampled_from(["data", "payload"]))

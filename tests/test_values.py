@@ -10,7 +10,15 @@ from tests import strategies
 
 @pytest.mark.parametrize(
     "value, kept",
-    [(5300, 5300.0), (5300.25, 5300.25), ("5300.25", 5300.25), (" 7 ", 7.0), ("1e3", 1000.0), ("-0", 0.0), (2**70, 2.0**70)]
+    [
+        (5300, 5300.0),
+        (5300.25, 5300.25),
+        ("5300.25", 5300.25),
+        (" 7 ", 7.0),
+        ("1e3", 1000.0),
+        ("-0", 0.0),
+        (2**70, 2.0**70),
+    ]
     + [(True, 1.0), (math.inf, math.inf)],
 )
 def test_numbers_and_numeric_text_are_kept_as_numbers(value, kept):

@@ -22,7 +22,7 @@ def run(args, settings) -> int:
     import duckdb
 
     from data_pipeline import export_sqlite
-    from data_pipeline.repository import database
+    from data_pipeline.repository import database, magic
 
     problems = (
         export_sqlite.ExportError, magic.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,

@@ -9,6 +9,10 @@ from data_pipeline import config
 
 HELP = "move the original's SQLite file into the database, proven, also while the server runs"
 
+# rows: in OLD.db; new, same: now and already in the database; replaced: rows of the database that gave way;
+# lost: rows that gave way to the database's; unfit: what could not be converted.
+COUNTS = ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("old", metavar="OLD.db", type=pathlib.Path, help="the original's file; it is only read")
@@ -17,8 +21,11 @@ def add_arguments(parser) -> None:
         "--prefer", choices=("old", "new"), default="new",
         help="which of two different rows with one key is kept: OLD.db's or the database's (default: new)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="read and compare only; a report is written only with --report")
-    parser.add_argument("--report", metavar="FILE", type=pathlib.Path, help="where what did not fit is written (default: beside the database)")
+    parser.add_argument("--dry-run", action="store_true", help="only read and compare; --report FILE is written")
+    parser.add_argument(
+        "--report", metavar="FILE", type=pathlib.Path,
+        help="where what did not fit is written (default: beside the database)",
+    )
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")
     config.add_flags(parser, only=("DATA_DIR",))
 
@@ -28,7 +35,7 @@ def run(args, settings) -> int:
     import duckdb
 
     from data_pipeline import legacy, migrate
-    from data_pipeline.repository import database
+    from data_pipeline.repository import database, magic
 
     migration = migrate.Migration(args.old, settings.database, args.merge, args.prefer, args.report)
     if args.dry_run and not args.report:
@@ -66,31 +73,32 @@ def _result(migration, dry_run: bool, seconds: float) -> dict:
 
 
 def _table(r, dry_run: bool) -> dict:
-    counts = {n: getattr(r, n) for n in ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")}
+    counts = {name: getattr(r, name) for name in COUNTS}
     if not dry_run:
         # Rows that lost are in the report, not in the database: their sums count on its side.
         both = r.moved + r.gave_way
         counts["proof"] = {
             "rows": [r.source.rows, both.rows],
-            "checksums": {c: [f"{r.source.columns.get(c, 0):016x}", f"{both.columns.get(c, 0):016x}"] for c in r.source.columns},
+            "checksums": {c: [f"{s:016x}", f"{both.columns.get(c, 0):016x}"] for c, s in r.source.columns.items()},
             "equal": r.is_proven,
         }
     return counts
 
 
 def _text(result: dict) -> str:
-    lines = [f"{'table':<22}{'rows':>10}{'new':>10}{'same':>10}{'replaced':>10}{'lost':>10}{'unfit':>10}{'values':>10}"]
+    lines = [f"{'table':<22}" + "".join(f"{name.replace('_', ' '):>13}" for name in COUNTS)]
     for table, r in result["tables"].items():
-        counts = [r[n] for n in ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")]
-        lines.append(f"{table:<22}" + "".join(f"{n:>10}" for n in counts))
+        lines.append(f"{table:<22}" + "".join(f"{r[name]:>13}" for name in COUNTS))
     for table, r in result["tables"].items():
         if proof := r.get("proof"):
             lines += ["", f"{table}: {proof['rows'][0]} rows here, {proof['rows'][1]} there"]
-            lines += [f"  {c:<22}{a}  {b}  {'equal' if a == b else 'DIFFERENT'}" for c, (a, b) in proof["checksums"].items()]
+            for column, (here, there) in proof["checksums"].items():
+                lines.append(f"  {column:<22}{here}  {there}  {'equal' if here == there else 'DIFFERENT'}")
     lines.append("")
     if result["not_moved_tables"]:
-        lines.append(f"tables that are not the bridge's, left where they are: {', '.join(map(repr, result['not_moved_tables']))}")
+        lines.append(f"tables that are not the bridge's stay where they are: {', '.join(result['not_moved_tables'])!r}")
     if result["report_lines"]:
-        lines.append(f"{result['report_lines']} rows or values are in the report {result['report'] or '(--report FILE writes it)'}")
+        where = result["report"] or "(--report FILE writes it)"
+        lines.append(f"{result['report_lines']} rows or values are in the report {where}")
     lines.append("dry run: nothing was written" if result["dry_run"] else f"done in {result['seconds']} s")
     return "\n".join(lines)

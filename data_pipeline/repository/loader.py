@@ -9,13 +9,14 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import duckdb
 import pyarrow
 
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
-    Database, DatabaseBusy, DatabaseDamaged, note_position, position, queue_counts,
+    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position, queue_counts,
 )
 from data_pipeline.rows import Rows
 
@@ -43,23 +44,27 @@ class Loader:
     """The only writer of the database while the server runs, on a thread of its own.
 
     source: the journal's decoded records; journal: its id; interval: least
-    seconds between the beginnings of two sessions.  `position` is what has
+    seconds between the beginnings of two sessions; views: returns the SQL that
+    makes the views, run before the first records.  `position` is what has
     been applied (None where only the database knows), `safe` what is also
     checkpointed: only that may leave the journal.  `loaded` is what was last
     known to be applied, for those who look on.
     """
 
-    def __init__(self, database: Database, source, journal: str, interval: float):
+    def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
         self.database = database
         self.source = source
         self.journal = journal
         self.interval = interval
+        self.views = views
         self.position: int | None = None
         self.safe = 0
         self.loaded = 0
         self.sessions = self.failed = self.records = self.busy = self.set_aside = 0
         self.queue: dict[str, int] = {}  # links by status, as of the last session that looked
         self.last_session = 0.0
+        self.last_link = 0
+        self.on_links: Callable[[], None] = lambda: None
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
         self._checkpoint_due = 0.0
@@ -78,8 +83,9 @@ class Loader:
     def stats(self) -> dict:
         return {
             "position": self.loaded, "sessions": self.sessions, "failed_sessions": self.failed,
-            "records": self.records, "busy_retries": self.busy, "set_aside": self.set_aside,
-            "last_session_seconds": self.last_session, "trouble": self.trouble, "queue": self.queue,
+            "records": self.records, "last_link": self.last_link, "busy_retries": self.busy,
+            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "queue": self.queue,
         }
 
     def _run(self) -> None:
@@ -129,6 +135,12 @@ class Loader:
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
             self.queue = queue_counts(con)
+            self.last_link = last_id(con, "gex_history_queue")
+            for statement in self.views():
+                try:
+                    con.execute(statement)
+                except duckdb.Error as problem:  # a broken file of the lake holds up no payload
+                    log.error("a view on the lake cannot be made: %a", str(problem))
         self.position = self.safe = self.loaded = found
 
     def _load(self, records: list) -> None:
@@ -150,6 +162,7 @@ class Loader:
                 except UNLOADABLE as problem:
                     self._apply_halves(con, kept, problem)
                     self._apply(con, Rows(), upto)
+            self.last_link = last_id(con, "gex_history_queue")
             if checkpoint or rows.links:
                 self.queue = queue_counts(con)
         self.position = self.loaded = upto
@@ -157,6 +170,8 @@ class Loader:
             self.safe = upto
         self.sessions += 1
         self.records += len(records)
+        if rows.links:
+            self.on_links()
         self.last_session = time.monotonic() - began
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
 
@@ -175,7 +190,7 @@ class Loader:
             note_position(con, self.journal, upto)
             con.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back; its own error is the one to name
+            with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has rolled back already
                 con.execute("ROLLBACK")
             raise
 

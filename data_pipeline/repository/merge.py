@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
 from data_pipeline.repository import schema
 
@@ -152,5 +152,5 @@ def _keys(table: str) -> str:
 def _near(table: str, batch: pa.Table) -> str:
     """The table's rows between the batch's lowest and highest time or id: DuckDB skips the rest of a long table."""
     column = "id" if table in schema.TABLES_WITH_IDS else "timestamp"
-    bounds = pa.compute.min_max(batch.column(column))
-    return f"(SELECT * FROM {table} WHERE {column} BETWEEN {int(bounds['min'].as_py())} AND {int(bounds['max'].as_py())})"
+    bounds = pc.min_max(batch.column(column)).as_py()
+    return f"(SELECT * FROM {table} WHERE {column} BETWEEN {int(bounds['min'])} AND {int(bounds['max'])})"

@@ -49,6 +49,11 @@ class Repository:
         """The last history-queue id that was given out before what `replay` yields."""
         return self.journal.first_link
 
+    @property
+    def last_link_in_tables(self) -> int:
+        """The last history-queue id that the loader saw given out; a while ago."""
+        return self.writer.report.get("loader", {}).get("last_link", 0)
+
     def append(self, build: Callable[[], Built]) -> int:
         """See Journal.append."""
         return self.journal.append(build)
@@ -119,7 +124,7 @@ class WriterProcess:
         self.journal = journal
         self.restarts = 0
         self._process: subprocess.Popen | None = None
-        self._report: dict = {}
+        self.report: dict = {}
         self._moved = time.monotonic()  # when the loader last showed a sign of life
         self._news = threading.Event()
         self._stopping = threading.Event()
@@ -164,7 +169,7 @@ class WriterProcess:
         return code == 0
 
     def stats(self) -> dict:
-        report = dict(self._report)
+        report = dict(self.report)
         loader = dict(report.get("loader", {}))
         position = loader.get("position", 0)
         now = time.monotonic()
@@ -225,10 +230,10 @@ class WriterProcess:
 
     def _hear(self, report: dict) -> None:
         signs = ("position", "sessions", "failed_sessions")
-        before = self._report.get("loader", {})
+        before = self.report.get("loader", {})
         if any(report["loader"][sign] != before.get(sign) for sign in signs):
             self._moved = time.monotonic()
-        self._report = report
+        self.report = report
 
     def _watch(self) -> None:
         failures = 0

@@ -31,6 +31,7 @@ from data_pipeline import export_sqlite
 
 TICKERS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 STRIKES_A_SNAPSHOT = 100
+TIME = "2025-11-14 15:00:00"
 PAYLOAD = json.dumps({"strikes": "x" * 1000})
 
 
@@ -45,7 +46,7 @@ def make(path: pathlib.Path, strikes: int) -> None:
         values = [dice.uniform(-1e4, 1e4) for _ in range(9)]
         con.execute(
             f"INSERT INTO gex_bridge_snapshots VALUES ({', '.join('?' * 19)})",
-            (*key, "snapshot", "2025-11-14T15:00:00Z", *values, STRIKES_A_SNAPSHOT, "{}", "[]", PAYLOAD, "2025-11-14 15:00:00"),
+            (*key, "snapshot", TIME, *values, STRIKES_A_SNAPSHOT, "{}", "[]", PAYLOAD, TIME),
         )
         rows = []
         for k in range(STRIKES_A_SNAPSHOT):
@@ -63,7 +64,8 @@ def duckdbs_own_way(old: pathlib.Path, target: pathlib.Path) -> tuple[float, flo
     from data_pipeline.repository import database
 
     with legacy.open_file(old, target.parent / "copy") as source:
-        tables = {t: pa.Table.from_batches(source.plain(t), legacy.arrow_schema(t)).combine_chunks() for t in source.tables}
+        read = {t: pa.Table.from_batches(source.plain(t), legacy.arrow_schema(t)) for t in source.tables}
+        tables = {t: rows.combine_chunks() for t, rows in read.items()}
     started, cpu = time.perf_counter(), time.process_time()
     with database.Database(target).session() as con:
         con.begin()
@@ -86,7 +88,7 @@ def migrate(old: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
 def child(way: str, old: pathlib.Path) -> dict:
     """Run one way in a new process: {"seconds": …, "cpu": …, "peak_mb": …}."""
     with tempfile.TemporaryDirectory(dir=old.parent) as folder:
-        command = [sys.executable, "-m", "tests.benchmarks.migration", "--way", way, str(old), f"{folder}/gex_history.duckdb"]
+        command = [sys.executable, "-m", "tests.benchmarks.migration", "--way", way, str(old), f"{folder}/new.duckdb"]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -116,10 +118,12 @@ def main() -> None:
         for _ in range(args.rounds):
             own, ours = child("own", old), child("migrate", old)
             ratios.append((own["seconds"] / ours["seconds"], own["cpu"] / ours["cpu"]))
-            shown = [f"{w} {one['seconds']:5.2f} s {rows / one['seconds']:9,.0f} rows/s, CPU {one['cpu']:5.2f} s" for w, one in (("DuckDB's own way", own), ("migrate", ours))]
-            print(f"  {'   '.join(shown)}   ratio {ratios[-1][0]:.2f} (CPU {ratios[-1][1]:.2f})", flush=True)
+            for name, one in (("DuckDB's own way", own), ("migrate", ours)):
+                speed = f"{rows / one['seconds']:9,.0f} rows/s"
+                print(f"  {name} {one['seconds']:5.2f} s {speed}, CPU {one['cpu']:4.2f} s", end="  ")
+            print(f"  ratio {ratios[-1][0]:.2f} (CPU {ratios[-1][1]:.2f})", flush=True)
         ratio, cpu = (statistics.median(column) for column in zip(*ratios))
-        print(f"speed of migrate: {ratio:.2f} of DuckDB's own way (must reach 0.50; by CPU time {cpu:.2f}), median of {len(ratios)} rounds")
+        print(f"speed of migrate: {ratio:.2f} of DuckDB's own way, must reach 0.50; by CPU time {cpu:.2f} (medians)")
         sizes = (args.strikes // 4, args.strikes, args.strikes * args.memory) if args.memory else ()
         for strikes in sizes:
             sized = pathlib.Path(folder) / f"{strikes}.db"

@@ -44,10 +44,12 @@ def test_the_unit_names_this_installation(settings):
     lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     root = str(settings.root)
     assert lines["WorkingDirectory"] == root.replace("%", "%%")
-    for name, value, dollars in (("ExecStart", f"{root}/run_server.py", True), ("ReadWritePaths", f"{root}/data", False)):
+    script, data = f"{root}/run_server.py", f"{root}/data"
+    for name, value, dollars in (("ExecStart", script, True), ("ReadWritePaths", data, False)):
         word = lines[name].removeprefix("/opt/python ")
         if word.startswith('"'):
             word = word[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        assert "%" not in word.replace("%%", "")
         assert word.replace("%%", "%").replace("$$" if dollars else "$", "$") == value
     assert lines["User"] == "trader" and lines["Type"] == "notify" and lines["KillMode"] == "mixed"
     assert int(lines["TimeoutStopSec"]) > settings.stop_timeout

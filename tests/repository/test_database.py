@@ -8,7 +8,13 @@ import pytest
 
 from data_pipeline.repository import schema
 from data_pipeline.repository.database import (
-    Database, DatabaseBusy, DatabaseDamaged, last_id, note_last_id, note_position, position,
+    Database,
+    DatabaseBusy,
+    DatabaseDamaged,
+    last_id,
+    note_last_id,
+    note_position,
+    position,
 )
 from tests.support import PATIENCE
 
@@ -22,7 +28,9 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def held_by_another_process(path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout.readline() == "held\n"
         try:
             yield child
@@ -46,9 +54,7 @@ def test_the_tables_have_the_columns_types_keys_and_indexes_of_the_schema(databa
     for table, columns in schema.TABLES.items():
         found = ask(database.path, f"SELECT name, type, \"notnull\" FROM pragma_table_info('{table}') ORDER BY cid")
         keys = schema.KEYS[table]
-        assert found == [
-            (name, kind.split()[0], "NOT NULL" in kind or name in keys) for name, kind in columns
-        ], table
+        assert found == [(name, kind.split()[0], "NOT NULL" in kind or name in keys) for name, kind in columns], table
     indexes = ask(database.path, "SELECT index_name, table_name FROM duckdb_indexes()")
     assert set(indexes) == {(name, table) for name, (table, _) in schema.INDEXES.items()}
 

@@ -257,7 +257,9 @@ def test_failed_records_never_come_back_whatever_happens_after(journal):
     journal.close()
 
 
-def test_a_record_that_was_written_whole_in_a_batch_that_failed_does_not_come_back_after_a_restart(journal, monkeypatch):
+def test_a_record_that_was_written_whole_in_a_batch_that_failed_does_not_come_back_after_a_restart(
+    journal, monkeypatch
+):
     append(journal, b"x" * 100)
     real, outcomes = os.fdatasync, []
 
@@ -350,8 +352,12 @@ sys.stdin.read()
 
 def in_a_child(folder) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", OPEN_IN_A_CHILD, str(folder)], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", OPEN_IN_A_CHILD, str(folder)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

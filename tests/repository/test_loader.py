@@ -32,7 +32,9 @@ class LoaderRig(Rig):
 
     def wait(self):
         """Until everything is in the tables."""
-        eventually(lambda: self.loader.position == self.progress.durable and not self.loader.trouble, self.loader.trouble)
+        eventually(
+            lambda: self.loader.position == self.progress.durable and not self.loader.trouble, self.loader.trouble
+        )
 
     def stop(self):
         self.progress.end()
@@ -64,7 +66,9 @@ def posted(rig):
 
 def test_everything_new_goes_into_all_tables_in_one_session(rig):
     rig.post(
-        gex({"timestamp": 1, "spot": 2, "strikes": [[5300, 1.5]]}), Link(AT, 1, "http://x", "SPX", "gex_zero"), *webhooks(1),
+        gex({"timestamp": 1, "spot": 2, "strikes": [[5300, 1.5]]}),
+        Link(AT, 1, "http://x", "SPX", "gex_zero"),
+        *webhooks(1),
         Webhook(AT, "::1", "", b'{"topic": "option_trades_super_algo", "symbol": "SPX", "n": 2}'),
     )
     rig.loader.start()
@@ -72,7 +76,9 @@ def test_everything_new_goes_into_all_tables_in_one_session(rig):
     assert rig.loader.sessions == 1
     assert rig.ask("SELECT ticker, timestamp, spot FROM gex_bridge_snapshots") == [("SPX", 1, 2.0)]
     assert rig.ask("SELECT strike, gamma_now FROM gex_bridge_strikes") == [(5300.0, 1.5)]
-    assert rig.ask("SELECT id, url, status, created_at FROM gex_history_queue") == [(1, "http://x", "pending", "2025-11-09 15:16:17")]
+    assert rig.ask("SELECT id, url, status, created_at FROM gex_history_queue") == [
+        (1, "http://x", "pending", "2025-11-09 15:16:17")
+    ]
     assert rig.ask("SELECT symbol FROM option_trades_events") == [("SPX",)]
     assert posted(rig) == [1, 2]
     rig.stop()
@@ -148,8 +154,11 @@ sys.stdin.read()
 def test_killed_between_commit_and_checkpoint_nothing_is_lost_or_applied_twice(tmp_path):
     for first in (1, 21, 41):
         with subprocess.Popen(
-            [sys.executable, "-c", LOAD_AND_WAIT, str(tmp_path), str(first), str(first + 20)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", LOAD_AND_WAIT, str(tmp_path), str(first), str(first + 20)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as child:
             position, safe = map(int, child.stdout.readline().split())
             child.kill()
@@ -183,7 +192,9 @@ rig.loader.start()
 rig.loader._thread.join()
 """
     for n, moment in enumerate(("before", "after", "before"), 1):
-        code = subprocess.run([sys.executable, "-c", script, str(tmp_path), moment, str(n)], cwd=ROOT, timeout=PATIENCE).returncode
+        code = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), moment, str(n)], cwd=ROOT, timeout=PATIENCE
+        ).returncode
         assert code == 9
     rig = LoaderRig(tmp_path)
     rig.loader.start()
@@ -303,7 +314,12 @@ def test_a_full_disk_costs_time_only(tmp_path):
             while True:
                 file.write(b"x" * 4096)
                 file.flush()
-        rig.post(*(Webhook(AT, "::1", "", b'{"n": %d, "x": "%s"}' % (n, os.urandom(5000).hex().encode())) for n in range(2, 30)))
+        rig.post(
+            *(
+                Webhook(AT, "::1", "", b'{"n": %d, "x": "%s"}' % (n, os.urandom(5000).hex().encode()))
+                for n in range(2, 30)
+            )
+        )
         eventually(lambda: rig.loader.trouble)
         assert "space" in rig.loader.trouble.lower(), rig.loader.trouble
         filler.unlink()

@@ -37,7 +37,9 @@ class Rig:
 
     @property
     def kept(self):
-        return [json.loads(line) for line in self.aside.path.read_text().splitlines()] if self.aside.path.exists() else []
+        return (
+            [json.loads(line) for line in self.aside.path.read_text().splitlines()] if self.aside.path.exists() else []
+        )
 
 
 @pytest.fixture

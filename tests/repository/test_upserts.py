@@ -38,17 +38,28 @@ def test_a_snapshot_row_is_replaced_by_the_next_one_of_its_key(tables):
 
 
 def test_strikes_of_a_key_are_replaced_together_and_stay_where_none_come(tables):
-    upserts.apply(tables, added(gex({"timestamp": 1, "strikes": [[5300, 1], [5305, 2]]}), gex({"timestamp": 2, "strikes": [[1, 1]]})))
+    upserts.apply(
+        tables,
+        added(gex({"timestamp": 1, "strikes": [[5300, 1], [5305, 2]]}), gex({"timestamp": 2, "strikes": [[1, 1]]})),
+    )
     upserts.apply(tables, added(gex({"timestamp": 1, "strikes": [[5310, 3], [5300, 4]]})))
     upserts.apply(tables, added(gex({"timestamp": 1, "strikes": []})))
-    assert table(tables, "gex_bridge_strikes", "timestamp, strike, gamma_now") == [(1, 5300.0, 4.0), (1, 5310.0, 3.0), (2, 1.0, 1.0)]
+    assert table(tables, "gex_bridge_strikes", "timestamp, strike, gamma_now") == [
+        (1, 5300.0, 4.0),
+        (1, 5310.0, 3.0),
+        (2, 1.0, 1.0),
+    ]
 
 
 def test_strikes_of_other_tickers_and_endpoints_stay(tables):
     for ticker, endpoint in (("SPX", "a"), ("SPX", "b"), ("NDX", "a")):
         upserts.apply(tables, added(gex({"timestamp": 1, "strikes": [[1, 1]]}, ticker=ticker, endpoint=endpoint)))
     upserts.apply(tables, added(gex({"timestamp": 1, "strikes": [[2, 2]]}, ticker="SPX", endpoint="a")))
-    assert table(tables, "gex_bridge_strikes", "ticker, endpoint, strike") == [("NDX", "a", 1.0), ("SPX", "a", 2.0), ("SPX", "b", 1.0)]
+    assert table(tables, "gex_bridge_strikes", "ticker, endpoint, strike") == [
+        ("NDX", "a", 1.0),
+        ("SPX", "a", 2.0),
+        ("SPX", "b", 1.0),
+    ]
 
 
 def test_ids_count_up_from_one_and_are_never_used_again(tables):
@@ -73,13 +84,21 @@ def test_ids_go_on_behind_a_row_put_there_by_hand(tables):
 def test_links_keep_their_ids_and_rows_put_there_by_hand_make_room(tables):
     tables.execute("INSERT INTO gex_history_queue (id, url, ticker, endpoint) VALUES (2, 'by hand', 't', 'e')")
     upserts.apply(tables, added(*(Link(AT, n, f"url {n}", "SPX", "gex") for n in (1, 2, 3))))
-    assert table(tables, "gex_history_queue", "id, url", "id") == [(1, "url 1"), (2, "url 2"), (3, "url 3"), (4, "by hand")]
+    assert table(tables, "gex_history_queue", "id, url", "id") == [
+        (1, "url 1"),
+        (2, "url 2"),
+        (3, "url 3"),
+        (4, "by hand"),
+    ]
 
 
 def test_numbers_keep_every_digit_and_nan_is_null(tables):
-    upserts.apply(tables, added(gex({"timestamp": 2**62 + 1, "spot": 5300.123456789, "zero_gamma": math.nan, "net_gex_vol": 2**53})))
+    upserts.apply(
+        tables,
+        added(gex({"timestamp": 2**62 + 1, "spot": 5300.123456789, "zero_gamma": math.nan, "net_gex_vol": 2**53})),
+    )
     assert table(tables, "gex_bridge_snapshots", "timestamp, spot, zero_gamma, net_gex_vol") == [
-        (2**62 + 1, 5300.123456789, None, 2.0**53),
+        (2**62 + 1, 5300.123456789, None, 2.0**53)
     ]
 
 
@@ -103,7 +122,9 @@ def test_what_does_not_fit_raises_what_the_loader_takes_for_the_records_fault(co
 @settings(max_examples=25)
 @given(st.lists(st.tuples(fields, strategies.texts, st.none() | strategies.texts), min_size=1, max_size=8))
 def test_whatever_clients_send_is_loaded(con, sent):
-    rows = added(*(gex(data, ticker=ticker, endpoint=endpoint, webhook=("::1", ticker)) for data, ticker, endpoint in sent))
+    rows = added(
+        *(gex(data, ticker=ticker, endpoint=endpoint, webhook=("::1", ticker)) for data, ticker, endpoint in sent)
+    )
     con.execute("BEGIN")
     upserts.apply(con, rows)
     assert len(table(con, "gex_bridge_snapshots")) == len(rows.snapshots)

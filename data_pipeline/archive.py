@@ -1,0 +1,186 @@
+"""Closed days of the live tables into the lake: the Parquet file first, checked, then the rows go.
+
+Nothing is ever in neither place.  A day is merged into the lake, the file is
+compared with the rows by counts and sums; then, piece by piece, one short
+session compares row by row what is to go with what the lake has, and deletes
+it.  A crash at any point leaves rows in both, which the views and scans show
+once, and the next run takes up.  Rows that changed in between stay, and the
+day is merged again.
+"""
+
+import datetime
+import math
+import pathlib
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Callable
+
+import pyarrow as pa
+
+from data_pipeline.lake import layout
+from data_pipeline.lake.layout import KINDS, LakeNameError, Partition
+from data_pipeline.lake.views import files, view_statements
+from data_pipeline.lake.write import merge, spans
+from data_pipeline.repository import schema
+from data_pipeline.repository.database import Database
+
+# Merges of one day, while its rows keep changing.
+TRIES = 3
+
+
+class ArchiveFailed(Exception):
+    """The lake does not have what the tables have; no row of that day was deleted."""
+
+
+@dataclass
+class ArchiveResult:
+    """days: moved ones, as partition folders; snapshots, strikes: rows deleted from the live tables.
+
+    left: of days that are due, rows whose key is no time in seconds or whose
+    ticker or endpoint cannot be a folder, and days that kept changing.
+    """
+
+    days: list[str] = field(default_factory=list)
+    snapshots: int = 0
+    strikes: int = 0
+    left: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict:
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
+
+
+def archive(
+    database: Database, data_dir: pathlib.Path, keep_days: int, wait: float = 60.0,
+    today: datetime.date | None = None, progress: Callable[[str, int, int], None] | None = None,
+) -> ArchiveResult:
+    """Move the UTC days before `today` - `keep_days` from the live tables to the lake.
+
+    keep_days: 0 moves all but today.  wait: seconds for the database each
+    time.  progress: called with ("archiving", rows done, rows to do).  Raises
+    DatabaseBusy, ArchiveFailed, LakeDamaged, OSError; harmless to run again after any.
+    """
+    begun = time.monotonic()
+    root, result = data_dir / "lake", ArchiveResult()
+    before = (today or datetime.datetime.now(layout.UTC).date()) - datetime.timedelta(days=keep_days)
+    with database.session(wait, checkpoint=False) as con:
+        due, whole = _due(con, before, result)
+    done = 0
+    for partition in due:
+        try:
+            partition.folder
+        except LakeNameError as problem:
+            result.left.append(str(problem))
+            continue
+        snapshots, strikes = _move(database, root, partition, wait, result)
+        done += snapshots + strikes
+        if progress:
+            progress("archiving", done, max(done, whole))
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def _due(con, before: datetime.date, result: ArchiveResult) -> tuple[list[Partition], int]:
+    end, _ = Partition("", "", before).bounds
+    rows = con.execute(
+        f"SELECT ticker, endpoint, timestamp // {layout.DAY} AS day, count(*) FROM"
+        " (SELECT ticker, endpoint, timestamp FROM gex_bridge_snapshots"
+        " UNION ALL SELECT ticker, endpoint, timestamp FROM gex_bridge_strikes)"
+        " WHERE timestamp >= 0 AND timestamp < ? GROUP BY ALL ORDER BY day, ticker, endpoint", [end],
+    ).fetchall()
+    (odd,) = con.execute(
+        "SELECT count(*) FROM gex_bridge_snapshots WHERE timestamp < 0 OR timestamp > 100000000000"
+    ).fetchall()[0]
+    if odd:
+        result.left.append(f"{odd} snapshots whose key is not a time in seconds")
+    due = [Partition(ticker, endpoint, layout.day_of(day * layout.DAY)) for ticker, endpoint, day, _ in rows]
+    return due, sum(count for *_, count in rows)
+
+
+def _move(
+    database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult
+) -> tuple[int, int]:
+    """Merge one day and delete its rows; how many of them went."""
+    gone = {kind: 0 for kind in KINDS}
+    for _ in range(TRIES):
+        first, end = partition.bounds
+        times = _rows(database, wait, "snapshots", partition, first, end, "timestamp, strikes_count")
+        merge(root, partition, times, lambda kind, a, b: _rows(database, wait, kind, partition, a, b))
+        unchanged = True
+        for start, stop in spans(partition, times):
+            with database.session(wait) as con:
+                deleted = _delete(con, root, partition, start, stop)
+            if deleted is None:
+                unchanged = False
+            else:
+                gone = {kind: gone[kind] + deleted[kind] for kind in KINDS}
+        if unchanged:
+            result.days.append(partition.folder)
+            break
+    else:
+        result.left.append(f"{partition.folder}: its rows kept changing")
+    result.snapshots += gone["snapshots"]
+    result.strikes += gone["strikes"]
+    return gone["snapshots"], gone["strikes"]
+
+
+def _rows(
+    database: Database, wait: float, kind: str, partition: Partition, start: int, end: int, columns: str = "*"
+) -> pa.Table:
+    with database.session(wait, checkpoint=False) as con:
+        return con.sql(
+            f"SELECT {columns} FROM {KINDS[kind]} WHERE {_OF}",
+            params=[partition.ticker, partition.endpoint, start, end],
+        ).to_arrow_table()
+
+
+# The rows of a span; numbered, for the condition may stand in a query twice.
+_OF = "ticker = $1 AND endpoint = $2 AND timestamp >= $3 AND timestamp < $4"
+
+
+def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int) -> dict[str, int] | None:
+    """Delete the rows of a span if the lake has every one of them; None if one was added or changed meanwhile.
+
+    Raises ArchiveFailed where the lake has fewer rows, or other sums, though none did.
+    """
+    parameters = [partition.ticker, partition.endpoint, start, end]
+    con.execute("BEGIN")
+    try:
+        for kind, table in KINDS.items():
+            columns = ", ".join(schema.columns(table))
+            live = f"SELECT {columns} FROM {table} WHERE {_OF}"
+            if con.execute(f"SELECT count(*) FROM ({live})", parameters).fetchall() == [(0,)]:
+                continue
+            lake = f"SELECT {columns} FROM {files(layout.file_of(root, kind, partition))} WHERE {_OF}"
+            missing = con.execute(f"SELECT count(*) FROM ({live} EXCEPT {lake})", parameters).fetchall()[0][0]
+            if missing:
+                con.execute("ROLLBACK")
+                return None
+            # Strikes of a snapshot go as a whole, so the lake has exactly these for the snapshots that are live.
+            lake += f" AND timestamp IN (SELECT timestamp FROM {table} WHERE {_OF})"
+            _compare(con, kind, live, lake, parameters)
+        for statement in view_statements(root):  # before the rows go, the views must know where they went
+            con.execute(statement)
+        deleted = {
+            kind: con.execute(f"DELETE FROM {table} WHERE {_OF}", parameters).fetchall()[0][0]
+            for kind, table in KINDS.items()
+        }
+        con.execute("COMMIT")
+        return deleted
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise
+
+
+def _compare(con, kind: str, live: str, lake: str, parameters: list) -> None:
+    """Counts and sums of both, NaN and infinity left out; raises ArchiveFailed."""
+    numbers = [name for name, declared in schema.TABLES[KINDS[kind]] if declared.startswith(("DOUBLE", "BIGINT"))]
+    sums = ", ".join(
+        ["count(*)"] + [f"count({name}), sum(CAST({name} AS DOUBLE)) FILTER (abs({name}) < 1e200)" for name in numbers]
+    )
+    ours = con.execute(f"SELECT {sums} FROM ({live})", parameters).fetchall()[0]
+    theirs = con.execute(f"SELECT {sums} FROM ({lake})", parameters).fetchall()[0]
+    what = ["rows"] + [f"{of} {name}" for name in numbers for of in ("count of", "sum of")]
+    for name, one, other in zip(what, ours, theirs):
+        if one != other and (one is None or other is None or not math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-6)):
+            raise ArchiveFailed(f"{kind}: {name} is {one} in the tables and {other} in the lake")

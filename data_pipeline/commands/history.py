@@ -1,0 +1,84 @@
+"""`gex-bridge history`: the queue of history links; retry a job, run one now."""
+
+import json
+import sys
+from urllib.parse import urlsplit
+
+from data_pipeline import config
+
+HELP = "show the queue of history links, retry a job or run it now"
+
+
+def add_arguments(parser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--retry", type=int, metavar="ID", help="make a job pending again, with all its attempts")
+    what.add_argument("--run", type=int, metavar="ID", help="download and import a job here and now")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output")
+    config.add_flags(parser, only=("DATA_DIR",))
+
+
+def run(args, settings) -> int:
+    from data_pipeline.history_queue import HistoryQueue
+    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
+    from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
+
+    try:
+        if not settings.database.exists():
+            return _say(args, [], "no queue yet")
+        refuse_foreign_file(settings.database)
+        queue = HistoryQueue(settings.database)
+        if args.retry is not None:
+            if not queue.retry(args.retry):
+                return _missing(args.retry)
+        elif args.run is not None and not _run_now(queue, args.run, settings):
+            return _missing(args.run)
+        rows = queue.rows()
+    except (DatabaseBusy, DatabaseDamaged, NotADatabase) as problem:
+        print(f"gex-bridge: {problem}", file=sys.stderr)
+        return 1
+    asked = args.retry if args.retry is not None else args.run
+    rows = [row for row in rows if asked is None or row["id"] == asked]
+    code = _say(args, rows, "the queue is empty")
+    return 1 if args.run is not None and rows[0]["status"] != "completed" else code
+
+
+def _run_now(queue, job_id: int, settings) -> bool:
+    from data_pipeline.history_importer import HistoryImporter
+
+    job = queue.start(job_id)
+    if job is None:
+        return False
+    HistoryImporter(queue, settings.data_dir, settings.history_allowed_hosts, settings.history_max_bytes).work(job)
+    return True
+
+
+def _missing(job_id: int) -> int:
+    print(f"gex-bridge: no job {job_id} in the queue", file=sys.stderr)
+    return 1
+
+
+def _say(args, rows: list[dict], nothing: str) -> int:
+    rows = [{**row, "url": _without_query(row["url"])} for row in rows]
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    if not rows:
+        print(f"gex-bridge: {nothing}", file=sys.stderr)
+    for row in rows:
+        error = f"  {ascii(row['last_error'])}" if row["last_error"] else ""
+        print(
+            f"{row['id']:>6}  {row['status']:<9}  {row['attempts']}  {row['updated_at']}"
+            f"  {ascii(row['ticker'])[1:-1]} {ascii(row['endpoint'])[1:-1]}  {ascii(row['url'])[1:-1]}{error}"
+        )
+    return 0
+
+
+def _without_query(url: str) -> str:
+    """An address as it may be shown: what follows the `?` may be a signature."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return "(not an address)"
+    port = f":{parts.netloc.rsplit(':', 1)[1]}" if parts.netloc.rpartition("@")[2].count(":") == 1 else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}" + ("?…" if parts.query else "") if host else url.split("?")[0]

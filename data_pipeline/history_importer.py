@@ -1,0 +1,171 @@
+"""The built-in way of history: a thread that downloads queued links and has each imported by a child process."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+from data_pipeline import download
+from data_pipeline.history_queue import Job
+from data_pipeline.lake.layout import LakeNameError, encoded
+
+logger = logging.getLogger("webhook")
+
+# Looks at the queue this often while nothing wakes it, for failed links whose pause is over.
+LOOK_EVERY = 30.0
+
+# The import of one file; it takes seconds, so one that takes this long hangs.
+IMPORT_TIME = 3600.0
+
+
+class HistoryImporter:
+    """Takes jobs from `queue` one at a time, oldest first, and finishes them.
+
+    queue: an object with `take() -> Job | None` and `finish(job_id, status,
+    last_error)`, called from this thread alone (`history_queue.HistoryQueue`
+    is one).  An exception of either is logged, and tried again later.  The
+    child is ended at `stop`, and the job is pending again: nothing is half
+    done, the lake has whole partitions only.  settle: seconds between the
+    first news of a link and the work, so that a handful of links is taken in
+    before a download and an import want the machine.
+    """
+
+    def __init__(self, queue, data_dir: pathlib.Path, hosts: tuple[str, ...], max_bytes: int, settle: float = 0.0):
+        self._settle = settle
+        self._queue, self._data_dir, self._hosts = queue, data_dir, hosts
+        self._limits = download.Limits(bytes=max_bytes)
+        self._stopping, self._woken = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="HistoryImporter", daemon=True)
+        self._lock = threading.Lock()  # guards the two below, which `stop` ends
+        self._download: download.Download | None = None
+        self._child: subprocess.Popen | None = None
+        self._completed = self._failed = 0
+        self._current: int | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is a new row; to be called from any thread."""
+        self._woken.set()
+
+    def stop(self, timeout: float) -> bool:
+        """End what is going on; True if the thread finished in time."""
+        self._stopping.set()
+        self._woken.set()
+        with self._lock:
+            if self._download is not None:
+                self._download.cancel("stopped")
+            if self._child is not None:
+                self._child.terminate()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict:
+        return {"completed": self._completed, "failed": self._failed, "current": self._current}
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(self._settle if self._current is None else 0):
+            self._woken.clear()
+            try:
+                job = self._queue.take()
+            except Exception:
+                logger.exception("the history queue cannot be read; next try in %g s", LOOK_EVERY)
+                job = None
+            if job is None:
+                self._woken.wait(LOOK_EVERY)
+            else:
+                self.work(job)
+
+    def work(self, job: Job) -> str:
+        """Do one job and finish it; returns its new status."""
+        self._current = job.id
+        begun = time.monotonic()
+        try:
+            trouble = self._fetch_and_import(job)
+            status = "completed"
+        except (download.DownloadFailed, LakeNameError, ImportProblem) as problem:
+            status, trouble = "failed", str(problem)
+        except Exception as problem:
+            logger.exception("history job %d", job.id)
+            status, trouble = "failed", f"{type(problem).__name__}: {problem}"
+        if self._stopping.is_set() and status == "failed":
+            status, trouble = "pending", None
+        self._finish(job, status, trouble, time.monotonic() - begun)
+        self._current = None
+        return status
+
+    def _finish(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
+        level = logging.WARNING if status == "failed" else logging.INFO
+        said = f": {ascii(trouble)}" if trouble else ""
+        logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, said)
+        self._completed += status == "completed"
+        self._failed += status == "failed"
+        while True:
+            try:
+                return self._queue.finish(job.id, status, trouble)
+            except Exception:
+                logger.exception("the end of history job %d cannot be written down", job.id)
+                if self._stopping.wait(LOOK_EVERY):
+                    return None  # it stays `started` and is taken again
+
+    def _fetch_and_import(self, job: Job) -> str | None:
+        """Returns what is to be said of bad records; raises DownloadFailed, LakeNameError, ImportProblem."""
+        encoded(job.ticker), encoded(job.endpoint)
+        folder = download.folder(self._data_dir, job.ticker, job.endpoint)
+        fetching = download.Download(job.url, folder, self._hosts, self._limits)
+        with self._lock:
+            self._download = fetching
+        try:
+            self._check_stop()
+            file = fetching.run().path
+        finally:
+            with self._lock:
+                self._download = None
+        return self._import(file, job)
+
+    def _import(self, file: pathlib.Path, job: Job) -> str | None:
+        command = [
+            sys.executable, "-m", "data_pipeline", "import", str(file.absolute()), f"--ticker={job.ticker}",
+            f"--endpoint={job.endpoint}", f"--data-dir={self._data_dir.absolute()}", "--json",
+        ]
+        package = pathlib.Path(__file__).resolve().parent.parent
+        with self._lock:
+            self._check_stop()
+            child = self._child = subprocess.Popen(
+                command, cwd=package, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, child.pid, 19)  # requests come first
+        try:
+            out, err = child.communicate(timeout=IMPORT_TIME)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            raise ImportProblem(f"the import was not done after {IMPORT_TIME:g} s") from None
+        finally:
+            with self._lock:
+                self._child = None
+        try:
+            (said,) = json.loads(out)["files"]
+        except (ValueError, KeyError, TypeError):
+            last = ascii(err[-2000:].decode("utf-8", "replace"))
+            logger.error("import of history job %d ended with %d: %s", job.id, child.returncode, last)
+            raise ImportProblem(f"the import ended with code {child.returncode}") from None
+        if said.get("error"):
+            raise ImportProblem(said["error"])
+        return said["trouble"] or None
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise ImportProblem("stopped")
+
+
+class ImportProblem(Exception):
+    """The file was fetched, but its import failed; the text says why."""

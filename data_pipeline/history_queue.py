@@ -1,0 +1,114 @@
+"""The table `gex_history_queue` as a queue of downloads: which is next, and what became of it.
+
+A row is `pending`, `started`, `completed` or `failed`.  One importer works a
+DATA_DIR at a time, so a row that is `started` when it begins was left by a
+crash.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+from data_pipeline.repository.database import Database
+from data_pipeline.repository.schema import NOW
+
+# Attempts at one link, and seconds to wait after the first, the second …
+ATTEMPTS = 3
+PAUSES = (60, 300)
+
+# A text for the table; a client's host name or a server's answer may be longer than anyone wants.
+ERROR_LIMIT = 1000
+
+
+_AGO = "strftime(make_timestamp(epoch_us(now())) - INTERVAL {} SECOND, '%Y-%m-%d %H:%M:%S')"
+
+
+class Job(NamedTuple):
+    """One link to fetch; attempts: this one included."""
+
+    id: int
+    url: str
+    ticker: str
+    endpoint: str
+    attempts: int
+
+
+class HistoryQueue:
+    """The queue in the database file, in sessions of its own; one thread at a time.
+
+    wait: seconds for the file to be free.  Raises DatabaseBusy after them.
+    """
+
+    def __init__(self, database: pathlib.Path, wait: float = 30.0):
+        self._database, self._wait = Database(database), wait
+        self._recovered = False
+
+    def take(self) -> Job | None:
+        """Mark the oldest row that is due as started and return it; None where none is.
+
+        Due is a pending one, and a failed one with attempts left whose pause
+        is over.  The first call finds those that a crash left started: they
+        are pending again, or failed where no attempt is left.
+        """
+        with self._database.session(self._wait) as con:
+            if not self._recovered:
+                self._recover(con)
+                self._recovered = True
+            due = " OR ".join(
+                f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})"
+                for n, pause in enumerate(PAUSES, 1)
+            )
+            found = con.execute(
+                "SELECT id, url, ticker, endpoint, attempts + 1 FROM gex_history_queue"
+                f" WHERE status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due})"
+                " ORDER BY id LIMIT 1"
+            ).fetchall()
+            if not found:
+                return None
+            (row,) = found
+            con.execute(
+                f"UPDATE gex_history_queue SET status = 'started', attempts = ?, updated_at = {NOW} WHERE id = ?",
+                [row[4], row[0]],
+            )
+            return Job(*row)
+
+    def finish(self, job_id: int, status: str, last_error: str | None) -> None:
+        """Write down what became of a job: completed, failed, or pending again."""
+        with self._database.session(self._wait) as con:
+            con.execute(
+                f"UPDATE gex_history_queue SET status = ?, last_error = ?, updated_at = {NOW} WHERE id = ?",
+                [status, last_error and last_error[:ERROR_LIMIT], job_id],
+            )
+
+    def retry(self, job_id: int) -> bool:
+        """Make a row pending, as new; False if there is none of that id."""
+        with self._database.session(self._wait) as con:
+            changed = con.execute(
+                f"UPDATE gex_history_queue SET status = 'pending', attempts = 0, last_error = NULL, updated_at = {NOW}"
+                " WHERE id = ? RETURNING id", [job_id],
+            ).fetchall()
+        return bool(changed)
+
+    def start(self, job_id: int) -> Job | None:
+        """Mark this row as started, whatever it was; None if there is none."""
+        with self._database.session(self._wait) as con:
+            found = con.execute(
+                f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
+                " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts", [job_id],
+            ).fetchall()
+        return Job(*found[0]) if found else None
+
+    def rows(self) -> list[dict]:
+        """The whole table, oldest first."""
+        with self._database.session(self._wait, checkpoint=False) as con:
+            found = con.execute("SELECT * FROM gex_history_queue ORDER BY id")
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row)) for row in found.fetchall()]
+
+    @staticmethod
+    def _recover(con) -> None:
+        con.execute(
+            "UPDATE gex_history_queue SET status = CASE WHEN attempts < ? THEN 'pending' ELSE 'failed' END,"
+            " last_error = CASE WHEN attempts < ? THEN last_error ELSE 'interrupted each time' END"
+            " WHERE status = 'started'",
+            [ATTEMPTS, ATTEMPTS],
+        )

@@ -1,0 +1,231 @@
+"""The shapes a history file comes in, cut into records: pieces of some megabytes, whatever the file's size.
+
+An array of chains, `{"data": [...]}`, one object, one object a line, each of
+them gzipped or not: the bytes tell, never the name.
+
+Cutting is fast because it looks for what stands between two records and does
+not parse.  In an array that is `},{`, which may stand inside a record too; so
+whoever parses the records of a piece says when one is not JSON (`Pieces.redo`),
+and from there on the file is read slowly and exactly, one JSON value after the
+other, over what is damaged to the next record that is whole.
+"""
+
+import itertools
+import json
+import pathlib
+import re
+import zlib
+from typing import Iterator, NamedTuple
+
+ARRAY, LINES, SLOW = "array", "lines", "slow"
+
+# Smaller ones cost a query's planning more often, larger ones memory: measured with 1 to 12 MB.
+PIECE = 4 << 20
+
+# One record at most: 50,000 strikes.  A longer one is bad.
+RECORD_LIMIT = 4 << 20
+
+_BOM = b"\xef\xbb\xbf"
+_WRAPPER = re.compile(rb'\s*\{\s*"data"\s*:\s*\[')
+_ARRAY_END = re.compile(rb"\]\s*\}?\s*\Z")
+_GAP = re.compile(rb"\}\s*,\s*(?=\{)")
+_BETWEEN = re.compile(r"[\s,]*")
+_DATA = re.compile(r'"data"\s*:\s*\[')
+_CLOSED = re.compile(r"\]\s*\}?\s*(?![\s,}])")
+# Where the next record may begin after one that cannot be read.
+_NEXT = re.compile(r'(?<=[\]}])\s*,?\s*(?=\{\s*")|\n\s*(?=\{)')
+
+
+class Piece(NamedTuple):
+    """Records in the order of the file; None for one that is not JSON.  exact: each of the others is JSON to Python."""
+
+    text: bytes
+    records: list[bytes | None]
+    exact: bool
+
+
+class Pieces:
+    """Iterate over the pieces of a file.  Raises OSError; for broken gzip the file ends where it breaks.
+
+    read: bytes of the file read so far (compressed ones, for gzip).
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._file = open(path, "rb")
+        packed = self._file.read(2) == b"\x1f\x8b"
+        self._file.seek(0)
+        self._plain = _Unzipped(self._file) if packed else self._file
+        self._again: list[bytes] = []
+        self._in_array = False
+        self._rest = self._block().removeprefix(_BOM)
+        self._shape = self._look()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def read(self) -> int:
+        return self._file.tell()
+
+    def redo(self, pieces: list[Piece]) -> None:
+        """Take these, the last ones given out, back: they are cut again, exactly."""
+        self._again = [b",".join(piece.text for piece in pieces) + (b"," if self._in_array else b"\n")]
+        self._shape = SLOW
+
+    def __iter__(self) -> Iterator[Piece]:
+        while self._shape != SLOW:
+            piece = self._fast()
+            if piece is None:
+                return
+            yield piece
+        records = _records(self._blocks(), self._in_array)
+        while some := list(itertools.islice(records, 1000)):
+            yield Piece(b"", some, True)
+
+    def _block(self) -> bytes:
+        return self._plain.read(PIECE)
+
+    def _blocks(self) -> Iterator[bytes]:
+        yield from self._again
+        yield self._rest
+        while block := self._block():
+            yield block
+
+    def _look(self) -> str:
+        """The shape, from the first block; its opening is cut off."""
+        start = self._rest.lstrip()
+        wrapper = _WRAPPER.match(start)
+        if start[:1] == b"[" or wrapper:
+            self._in_array = True
+            self._rest = start[wrapper.end() if wrapper else 1 :]
+            return ARRAY
+        return LINES if _one_a_line(start.split(b"\n", 1)[0]) else SLOW
+
+    def _fast(self) -> Piece | None:
+        """The next piece of an array or of lines; None at the end."""
+        text = self._rest
+        while True:
+            block = self._block()
+            text += block
+            if not block:
+                self._rest = b""
+                text = _ARRAY_END.sub(b"", text, 1) if self._in_array else text
+                break
+            cut = text.rfind(b"\n") if self._shape == LINES else _last_gap(text)
+            if cut > 0:
+                text, self._rest = text[:cut], text[cut:].lstrip(b", \t\r\n")
+                break
+            if len(text) > 4 * PIECE:
+                self._again, self._rest, self._shape = [text], b"", SLOW
+                return Piece(b"", [], True)
+        text = text.strip()
+        if not text:
+            return None
+        if self._shape == LINES:
+            return Piece(text, [line for line in text.split(b"\n") if line.strip()], False)
+        cuts = [0] + [cut for gap in _GAP.finditer(text) for cut in (gap.start() + 1, gap.end())] + [len(text)]
+        return Piece(text, [text[a:b] for a, b in zip(cuts[::2], cuts[1::2])], False)
+
+
+class _Unzipped:
+    """What is in a gzip file, up to where it breaks: the standard library's reader keeps the last block to itself."""
+
+    def __init__(self, file):
+        self._file, self._packed, self._member = file, b"", zlib.decompressobj(31)
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes, fewer at the end or where the file is broken."""
+        plain = b""
+        while len(plain) < size and (self._packed or self._fill()):
+            if self._member.eof:
+                self._member = zlib.decompressobj(31)
+            try:
+                plain += self._member.decompress(self._packed, size - len(plain))
+            except zlib.error:
+                self._packed, self._file = b"", None
+                break
+            self._packed = self._member.unconsumed_tail or self._member.unused_data
+        return plain
+
+    def _fill(self) -> bool:
+        self._packed = self._file.read(1 << 18) if self._file else b""
+        return bool(self._packed)
+
+
+def _last_gap(text: bytes) -> int:
+    """The end of the last object that another one follows; -1 if there is none near the end."""
+    found = -1
+    for near in (64 << 10, 2 * RECORD_LIMIT):
+        for gap in _GAP.finditer(text, max(0, len(text) - near)):
+            found = gap.start() + 1
+        if found >= 0:
+            break
+    return found
+
+
+def _one_a_line(line: bytes) -> bool:
+    """Whether the first line is one whole record, rather than a part of one or a wrapper of many."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _records(blocks: Iterator[bytes], in_array: bool) -> Iterator[bytes | None]:
+    """Each JSON value, None for what cannot be read; holds about RECORD_LIMIT characters at once."""
+    decoder = json.JSONDecoder()
+    raw, buffer, ended = b"", "", False
+    while True:
+        block = next(blocks, b"")
+        ended = not block
+        raw += block
+        # A character may be cut by the block's end; bytes that are no UTF-8 stay what they are.
+        whole = len(raw) if ended else max(raw.rfind(b"\n"), raw.rfind(b"}"), raw.rfind(b",")) + 1
+        buffer += raw[:whole].decode("utf-8", "surrogateescape")
+        raw = raw[whole:]
+        while True:
+            position = _BETWEEN.match(buffer).end()
+            if not in_array and buffer[position : position + 1] == "[":
+                in_array, buffer = True, buffer[position + 1 :]
+                continue
+            while position < len(buffer) and not (in_array and buffer[position] == "]"):
+                try:
+                    value, end = decoder.raw_decode(buffer, position)
+                except (ValueError, RecursionError):
+                    break
+                if end == len(buffer) and not ended:
+                    break  # a number may go on in the next block
+                yield from _unwrapped(value, buffer[position:end])
+                position = _BETWEEN.match(buffer, end).end()
+            buffer = buffer[position:]
+            if in_array and buffer[:1] == "]":
+                closed = _CLOSED.match(buffer)
+                if not closed:
+                    return  # other keys of the wrapper follow
+                in_array, buffer = False, buffer[closed.end() :]
+                continue
+            if ended and not buffer:
+                return
+            if len(buffer) < RECORD_LIMIT and not ended:
+                break  # perhaps only cut by the block's end
+            # What stands here cannot be read, whatever follows.
+            wrapper = _DATA.search(buffer) if not in_array else None
+            if wrapper:
+                in_array, buffer = True, buffer[wrapper.end() :]
+                continue
+            yield None
+            following = _NEXT.search(buffer, 1)
+            buffer = buffer[following.end() :] if following else ""
+            if not following:
+                break
+        if ended and not buffer:
+            return
+
+
+def _unwrapped(value, text: str) -> Iterator[bytes]:
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        for one in value["data"]:
+            yield json.dumps(one).encode()
+    else:
+        yield text.encode("utf-8", "surrogateescape")

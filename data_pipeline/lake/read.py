@@ -1,0 +1,174 @@
+"""Live tables and lake as one Polars LazyFrame, also while the server runs.
+
+Everything is read when the frame is collected, not before.  Each file of the
+lake is opened once and read through that descriptor: when it is replaced
+meanwhile, the reader keeps what it began with.  Polars itself, given a path,
+opens it several times and fails if the file changes in between.
+"""
+
+import datetime
+import pathlib
+import time
+
+from data_pipeline.lake.layout import KINDS, UTC, Partition, partitions
+from data_pipeline.repository import schema
+
+# How long to wait for a database that the writer, or another shell, has open.
+WAIT = 30.0
+
+_KEY = ("ticker", "timestamp", "endpoint")
+_MILLISECONDS = 100_000_000_000
+
+
+class LiveTablesBusy(Exception):
+    """Another process held the database for the whole wait."""
+
+
+def scan_snapshots(ticker=None, start=None, end=None, data_dir=None):
+    """Every snapshot, as a Polars LazyFrame; see `_scan`."""
+    return _scan("snapshots", ticker, start, end, data_dir)
+
+
+def scan_strikes(ticker=None, start=None, end=None, data_dir=None):
+    """Every strike of every snapshot, as a Polars LazyFrame; see `_scan`."""
+    return _scan("strikes", ticker, start, end, data_dir)
+
+
+def _scan(kind: str, ticker, start, end, data_dir):
+    """A LazyFrame with the table's columns and `ts` (Datetime, microseconds, UTC), in no fixed order.
+
+    ticker: upper-cased; None for all.  start, end: start <= time < end, each a
+    datetime (naive is UTC), a date (its first moment), ISO text, Unix seconds,
+    or None.  data_dir: default is the setting DATA_DIR.  They choose the files
+    that are opened; filters and columns asked of the frame reach the Parquet
+    reader.  A key in both the live tables and the lake counts once, the live
+    row; of a snapshot that has live strikes, only these are shown.
+    Collecting raises LiveTablesBusy when the database stays locked for WAIT
+    seconds.
+    """
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    if data_dir is None:
+        from data_pipeline import config
+
+        data_dir = config.load().data_dir
+    data_dir = pathlib.Path(data_dir)
+    wanted = _Wanted(ticker.upper() if ticker is not None else None, _seconds(start), _seconds(end))
+    types = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64}
+    frame = {name: types[declared.split()[0]] for name, declared in schema.TABLES[KINDS[kind]]}
+    frame["ts"] = pl.Datetime("us", "UTC")
+
+    def source(columns, predicate, n_rows, batch_size):
+        columns = list(frame) if columns is None else columns
+        for part in _parts(kind, wanted, data_dir, columns, predicate):
+            if predicate is not None:
+                part = part.filter(predicate)
+            part = part.select(columns)
+            found = (part if n_rows is None else part.head(n_rows)).collect()
+            yield found
+            if n_rows is not None:
+                n_rows -= found.height
+                if n_rows <= 0:
+                    return
+
+    return register_io_source(source, schema=frame)
+
+
+class _Wanted:
+    """Which rows were asked for: a ticker or None, and seconds [start, end) or None."""
+
+    def __init__(self, ticker, start, end):
+        self.ticker, self.start, self.end = ticker, start, end
+
+    def sql(self) -> tuple[str, list]:
+        """The same as an SQL condition over a live table, with its parameters."""
+        terms = [("ticker = ?", self.ticker), (f"{_SECONDS} >= ?", self.start), (f"{_SECONDS} < ?", self.end)]
+        terms = [(text, value) for text, value in terms if value is not None]
+        return " AND ".join(text for text, _ in terms) or "true", [value for _, value in terms]
+
+    def touches(self, partition: Partition) -> bool:
+        first, end = partition.bounds
+        return (self.start is None or end > self.start) and (self.end is None or first < self.end)
+
+
+# The time of a row, where a key above 1e11 was sent in milliseconds.
+_SECONDS = f"CASE WHEN abs(timestamp) > {_MILLISECONDS} THEN timestamp / 1000 ELSE timestamp END"
+
+
+def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicate):
+    """LazyFrames: the live rows, then the rows of each file that no live row stands for."""
+    import polars as pl
+
+    needed = set(columns) | (set(predicate.meta.root_names()) if predicate is not None else set())
+    # First the live rows, then the list of files: a day that is archived
+    # meanwhile is in the lake before it leaves the tables, so it is seen once
+    # or twice, and twice is sorted out here.
+    live = _live(kind, wanted, data_dir / "raw" / "gex" / "gex_history.duckdb", needed)
+    keys = None
+    if live is not None:
+        keys = live.select(_KEY).unique()
+        yield live.lazy()
+    for partition, path in list(partitions(data_dir / "lake", kind, wanted.ticker)):
+        if not wanted.touches(partition):
+            continue
+        with open(path, "rb") as file:
+            part = pl.scan_parquet(file)
+            first, end = partition.bounds
+            if wanted.start is not None and wanted.start > first:
+                part = part.filter(pl.col("timestamp") >= wanted.start)
+            if wanted.end is not None and wanted.end < end:
+                part = part.filter(pl.col("timestamp") < wanted.end)
+            if keys is not None:
+                same = keys.filter(
+                    pl.col("ticker") == partition.ticker, pl.col("endpoint") == partition.endpoint,
+                    pl.col("timestamp").is_between(first, end, closed="left"),
+                )
+                if same.height:
+                    part = part.join(same.lazy(), on=list(_KEY), how="anti")
+            yield part
+
+
+def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]):
+    """The live rows as a DataFrame with `ts`, by one short read-only session; None where there are none."""
+    import duckdb
+    import polars as pl
+
+    if not path.exists():
+        return None
+    condition, parameters = wanted.sql()
+    columns = [c for c in schema.columns(KINDS[kind]) if c in needed or c in _KEY]
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            with duckdb.connect(str(path), read_only=True) as con:
+                found = con.sql(
+                    f"SELECT {', '.join(columns)} FROM {KINDS[kind]} WHERE {condition}", params=parameters
+                ).pl()
+            break
+        except duckdb.CatalogException:
+            return None  # the very first session has not made the tables yet
+        except duckdb.IOException as problem:
+            if "lock" not in str(problem):
+                raise
+            if time.monotonic() > until:
+                raise LiveTablesBusy(f"{path} stayed locked for {WAIT:g} s") from problem
+            time.sleep(0.02)
+    if not found.height:
+        return None
+    at = pl.col("timestamp")
+    at = pl.when(at.abs() <= _MILLISECONDS).then(at * 1_000_000).when(at.abs() <= _MILLISECONDS * 1000).then(at * 1000)
+    return found.with_columns(at.cast(pl.Datetime("us", "UTC")).alias("ts"))
+
+
+def _seconds(moment) -> float | int | None:
+    """A moment as Unix seconds; raises ValueError for text that is no ISO time."""
+    if moment is None or isinstance(moment, (int, float)):
+        return moment
+    if isinstance(moment, str):
+        moment = datetime.datetime.fromisoformat(moment)
+    if not isinstance(moment, datetime.datetime):
+        moment = datetime.datetime.combine(moment, datetime.time())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.timestamp()

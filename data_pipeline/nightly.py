@@ -1,0 +1,78 @@
+"""Once a night: closed days of the live tables go to the lake, in a process of its own."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from datetime import datetime, timedelta
+
+log = logging.getLogger("webhook")
+
+AT_HOUR = 3  # local time: no market is open, and the day that closed at midnight UTC is whole
+
+
+class NightlyArchive:
+    """Runs `archive --keep-days` at AT_HOUR each night, on a thread of its own; `stop` ends a run that is going on.
+
+    A run that is ended, or fails, loses nothing and is done again the next night.
+    """
+
+    def __init__(self, data_dir, keep_days: int, now=datetime.now):
+        self._command = [
+            sys.executable, "-m", "data_pipeline", "archive", "--keep-days", str(keep_days), "--json",
+            "--data-dir", str(data_dir),
+        ]
+        self._now = now
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # guards `_child`
+        self._child: subprocess.Popen | None = None
+        self._done = self._failed = 0
+        self._thread = threading.Thread(target=self._loop, name="NightlyArchive", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        self._stopping.set()
+        with self._lock:
+            if self._child is not None:
+                self._child.terminate()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict:
+        return {"done": self._done, "failed": self._failed}
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(seconds_until_night(self._now())):
+            self.run()
+
+    def run(self) -> int:
+        """One run, now; returns its exit code."""
+        with self._lock:
+            if self._stopping.is_set():
+                return -1
+            self._child = subprocess.Popen(
+                self._command, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            )
+        said, _ = self._child.communicate()
+        code = self._child.returncode
+        with self._lock:
+            self._child = None
+        if code == 0:
+            self._done += 1
+            log.info("archived: %s", " ".join(said.split()))
+        else:
+            self._failed += 1
+            log.error("the archive run ended with %d; it is done again next night", code)
+        return code
+
+
+def seconds_until_night(now: datetime) -> float:
+    """Seconds from a local time to the next AT_HOUR."""
+    night = now.replace(hour=AT_HOUR, minute=0, second=0, microsecond=0)
+    if night <= now:
+        night += timedelta(days=1)
+    return (night - now).total_seconds()

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 from data_pipeline import records, times, validation
 from data_pipeline.files import read_latest
@@ -33,6 +34,8 @@ class Bridge:
         self.downloads = downloads
         self.discord = discord
         self.last_link = 0
+        # ticker -> time.monotonic() of its last payload since the start
+        self.heard: dict[str, float] = {}
 
     def restore(self, root) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
@@ -104,6 +107,7 @@ class Bridge:
             return records.Gex(at, gex.endpoint, state, webhook).encode(), self.store.put(state)
 
         self.repository.append(build)
+        self.heard[gex.ticker] = time.monotonic()
 
     def _take_back_link(self, before: int) -> None:
         self.last_link = before

@@ -143,7 +143,7 @@ def test_at_rest_it_uses_next_to_no_processor_time(tmp_path):
 
 
 def test_64_clients_of_all_endpoints_get_no_5xx_and_everything_is_there(tmp_path):
-    with RunningBridge(tmp_path / "data") as bridge:
+    with RunningBridge(tmp_path / "data", STOP_TIMEOUT="60") as bridge:
         load = Load(bridge, clients=64).start()
         eventually(lambda: load.count > 3000)
         load.stop()

@@ -16,6 +16,7 @@ import duckdb
 
 from data_pipeline.atomic import fsync_folder
 from data_pipeline.repository import schema
+from data_pipeline.repository.magic import refuse_foreign_file
 
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
@@ -53,6 +54,16 @@ class DatabaseDamaged(Exception):
     """DuckDB cannot read the file, or found it broken."""
 
 
+@contextlib.contextmanager
+def _turn(wait: float):
+    if not _SESSION.acquire(timeout=wait):
+        raise DatabaseBusy("another thread has the database open")
+    try:
+        yield
+    finally:
+        _SESSION.release()
+
+
 class Database:
     """The file at `path`, opened for one session at a time."""
 
@@ -71,12 +82,8 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
-        if not _SESSION.acquire(timeout=wait):
-            raise DatabaseBusy("another thread has the database open")
-        try:
+        with _turn(wait):
             yield from self._hold(wait, checkpoint)
-        finally:
-            _SESSION.release()
 
     def _hold(self, wait: float, checkpoint: bool):
         con = self._open(wait)
@@ -103,7 +110,22 @@ class Database:
         except FileNotFoundError:
             return 0
 
-    def _open(self, wait: float):
+    @contextlib.contextmanager
+    def reading(self, wait: float = 0.0):
+        """Yield a connection that only reads a file that is there, and makes nothing in it.
+
+        As long as it is open no one can write.  Raises DatabaseBusy,
+        DatabaseDamaged, and NotADatabase.
+        """
+        with _turn(wait):
+            refuse_foreign_file(self.path)
+            con = self._open(wait, f"ATTACH '{self._quoted_path}' AS {CATALOG} (READ_ONLY)")
+            try:
+                yield con
+            finally:
+                con.close()
+
+    def _open(self, wait: float, attach: str | None = None):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + wait
         while True:
@@ -111,7 +133,7 @@ class Database:
             try:
                 for setting in SETTINGS:
                     con.execute(setting)
-                con.execute(self._attach())
+                con.execute(attach or self._attach())
                 con.execute(f"USE {CATALOG}")
                 return con
             except duckdb.Error as problem:
@@ -133,8 +155,11 @@ class Database:
         if not self.path.exists():
             self._schema_seen = False
             options += f", STORAGE_VERSION '{STORAGE_VERSION}'"
-        path = str(self.path).replace("'", "''")
-        return f"ATTACH '{path}' AS {CATALOG} ({options})"
+        return f"ATTACH '{self._quoted_path}' AS {CATALOG} ({options})"
+
+    @property
+    def _quoted_path(self) -> str:
+        return str(self.path).replace("'", "''")
 
     def move_aside(self) -> pathlib.Path:
         """Rename the file, and its write-ahead log, out of the way; returns the new name."""
@@ -156,6 +181,11 @@ def last_id(con, table: str) -> int:
         [table],
     ).fetchall()
     return value
+
+
+def queue_counts(con) -> dict[str, int]:
+    """The links of the history queue by status; other programs may have words of their own, so at most 20."""
+    return dict(con.execute("SELECT status, count(*) FROM gex_history_queue GROUP BY 1 ORDER BY 1 LIMIT 20").fetchall())
 
 
 def note_last_id(con, table: str, value: int) -> None:

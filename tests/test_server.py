@@ -313,3 +313,18 @@ def test_the_deepest_payload_that_is_taken_comes_back_after_a_restart(tmp_path):
     latest = (bridge.data_dir / "raw/gex/latest.json").read_text()
     assert latest.count("[") >= depth and '"spot": 2' in latest
     assert not (bridge.data_dir / "raw/gex/latest.json.damaged").exists()
+
+
+@pytest.mark.parametrize("note", ["files.position", "depth.position"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"position": 1}', b"\xff"])
+def test_a_note_that_is_not_readable_stops_nothing(tmp_path, note, content):
+    with RunningBridge(tmp_path / "data") as bridge:
+        assert bridge.post("/gex", gex_payload()) == 202
+        assert bridge.stop() == 0
+    (bridge.data_dir / "journal" / note).write_bytes(content)
+    with bridge:
+        assert bridge.post("/gex", gex_payload(timestamp=1762700001)) == 202
+        assert bridge.stop() == 0
+    assert f"{note}.damaged" in bridge.log
+    lines = (bridge.data_dir / "depth/SPX/2025-11-09.jsonl").read_text().splitlines()
+    assert {json.loads(line)["timestamp"] for line in lines} == {1762700000, 1762700001}

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from data_pipeline import records
+from data_pipeline.appended import read_note
 from data_pipeline.repository import magic, segments
 from data_pipeline.repository.journal import Built, Journal
 
@@ -63,7 +64,7 @@ class Repository:
         found = segments.list_segments(self.folder)
         if not found:
             return
-        after = min(self._noted("files.position"), segments.first_number(found[-1]) - 1)
+        after = min(read_note(self.folder / "files.position", self.journal.id)[0], segments.first_number(found[-1]) - 1)
         reader = segments.Reader(self.folder, after)
         while part := reader.read(self.journal.durable):
             for record in part:
@@ -72,13 +73,6 @@ class Repository:
                         yield records.decode(record.payload)
                     except records.RecordError as problem:
                         log.error("record %d of the journal is none of ours: %a", record.number, str(problem))
-
-    def _noted(self, name: str) -> int:
-        try:
-            note = json.loads((self.folder / name).read_bytes())
-        except FileNotFoundError:
-            return 0
-        return note["position"] if note["journal"] == self.journal.id else 0
 
     def start(self) -> None:
         """Start the writer.  Where it dies, it is started again."""

@@ -7,10 +7,13 @@ JSON: `{"journal": id, "position": number, "lengths": {path under DATA_DIR: byte
 """
 
 import json
+import logging
 import os
 import pathlib
 
 from data_pipeline import atomic
+
+log = logging.getLogger("webhook")
 
 
 class AppendedFiles:
@@ -31,17 +34,12 @@ class AppendedFiles:
 
     def open(self) -> int:
         """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""
-        try:
-            note = json.loads(self.note.read_bytes())
-        except FileNotFoundError:
-            note = {}
-        if note.get("journal") != self.journal:
-            return 0
-        for name, length in note["lengths"].items():
+        self.position, lengths = read_note(self.note, self.journal)
+        self.noted = self.position
+        for name, length in lengths.items():
             path = self.root / name
             if path.exists() and path.stat().st_size > length:
                 os.truncate(path, length)
-        self.position = self.noted = note["position"]
         return self.position
 
     def append(self, lines: dict[str, bytes]) -> dict[str, OSError]:
@@ -76,6 +74,24 @@ class AppendedFiles:
         note = {"journal": self.journal, "position": self.position, "lengths": lengths}
         atomic.replace(self.note, json.dumps(note).encode())
         self._lengths, self.noted = lengths, self.position
+
+
+def read_note(path: pathlib.Path, journal: str) -> tuple[int, dict[str, int]]:
+    """Position and lengths of a note; (0, {}) where there is none for this journal.  Raises OSError.
+
+    One that is not readable is moved aside and named: lines that the journal
+    still has may then come twice, which is better than never again.
+    """
+    try:
+        note = json.loads(path.read_bytes())
+        return (int(note["position"]), dict(note["lengths"])) if note["journal"] == journal else (0, {})
+    except FileNotFoundError:
+        return 0, {}
+    except (ValueError, KeyError, TypeError) as problem:
+        aside = path.with_name(f"{path.name}.damaged")
+        log.error("%s is not readable and now lies at %s: %a", path, aside.name, str(problem))
+        path.replace(aside)
+        return 0, {}
 
 
 def _size(path: pathlib.Path) -> int:

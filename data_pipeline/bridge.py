@@ -1,6 +1,8 @@
 """What an accepted payload causes: the one place where store, journal and background parts meet."""
 
 import logging
+import sys
+import time
 
 from data_pipeline import records, times, validation
 from data_pipeline.files import read_latest
@@ -32,10 +34,12 @@ class Bridge:
         self.downloads = downloads
         self.discord = discord
         self.last_link = 0
+        # ticker -> time.monotonic() of its last payload since the start
+        self.heard: dict[str, float] = {}
 
     def restore(self, root) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
-        for snapshot in read_latest(root):
+        for snapshot in _read_latest_however_deep(root):
             parts = {
                 kind: records.Part.of(data)
                 for kind in ("majors", "maxchange", "snapshot")
@@ -103,9 +107,20 @@ class Bridge:
             return records.Gex(at, gex.endpoint, state, webhook).encode(), self.store.put(state)
 
         self.repository.append(build)
+        self.heard[gex.ticker] = time.monotonic()
 
     def _take_back_link(self, before: int) -> None:
         self.last_link = before
+
+
+def _read_latest_however_deep(root):
+    """In latest.json a payload lies two levels deeper than when the parser let it through."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10 * limit)
+    try:
+        return read_latest(root)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _is_acknowledgement(payload: dict) -> bool:

@@ -76,6 +76,8 @@ SETTINGS = (
     Setting("BODY_TIMEOUT", "number", 30, "s", "time for a whole request body; over it 408", low=0.01),
     Setting("STOP_TIMEOUT", "number", 4, "s", "time to flush everything at exit; what is left stays in the journal", low=0.1),
     Setting("ALLOWED_HOSTS", "list", "", "", "names, besides IP addresses and localhost, that GET requests may use as Host"),
+    Setting("MIN_FREE_BYTES", "int", 512 << 20, "bytes", "free space under which GET /ready says 503", low=0),
+    Setting("MAX_LAG", "number", 300, "s", "age of the oldest record not yet in the database over which GET /ready says 503", low=0.1),
     Setting("LOG_JSON", "bool", False, "", "one JSON object a log line", flag=True),
 )
 

@@ -7,6 +7,7 @@ import re
 import socket
 from http.server import BaseHTTPRequestHandler
 
+from data_pipeline import pages
 from data_pipeline.intake import Connection
 from data_pipeline.repository.journal import NotDurable
 from data_pipeline.validation import ValidationError
@@ -41,7 +42,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     server_version = "GEXBridge/1.0"
     # Also for what names no version: every answer has a status line.
     default_request_version = "HTTP/1.0"
-    # request body → what to do with it
+    # request body → what to do with it; what GET serves is in `pages`
     ROUTES = {"/gex": "_gex", "/gex_history_url": "_gex_history_url", "/uw": "_uw"}
 
     request: Connection
@@ -73,7 +74,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             self.send_error(problem.status, problem.message)
         else:
             self.handle_one_request()
-        self.server.count(self.route if self.route in self.ROUTES else "other", self.status)
+        known = self.route in self.ROUTES or self.route in pages.ROUTES
+        self.server.count(self.route if known else "other", self.status)
 
     @property
     def route(self) -> str:
@@ -88,6 +90,22 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         self.send_header("Access-Control-Allow-Methods", "POST, OPTIONS")
         self.send_header("Access-Control-Allow-Headers", "Content-Type")
         self.end_headers()
+
+    def do_GET(self) -> None:
+        try:
+            if self.route not in pages.ROUTES:
+                # As the standard library answers where there is no do_GET: nothing but these pages is new.
+                raise HTTPError(501, f"Unsupported method ({self.command!r})")
+            if not self.server.pages.may_ask(self.headers.get_all("Host", [])):
+                raise HTTPError(421, "Host is neither an IP address, nor localhost, nor one of ALLOWED_HOSTS")
+            status, kind, body = self.server.pages.get(self.route)
+            self.send_response(status)
+            # No Access-Control-Allow-Origin: what a page of another site asks for, it may not read.
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(body)
+        except Exception as problem:
+            self._fail(problem)
 
     def do_POST(self) -> None:
         try:
@@ -155,6 +173,12 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     def send_response(self, code, message=None) -> None:
         self.status = int(code)
         super().send_response(code, message)
+
+    def log_request(self, code="-", size="-") -> None:
+        # Those who look after the server ask every few seconds.
+        if self.command == "GET" and self.status == 200:
+            return log.debug('%s - "%s" %s', self.client_address[0], self.requestline, self.status)
+        super().log_request(code, size)
 
     def log_message(self, format: str, *args) -> None:
         log.info("%s - %s", self.client_address[0], format % args)

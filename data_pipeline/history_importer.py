@@ -133,7 +133,7 @@ class HistoryImporter:
     def _import(self, file: pathlib.Path, job: Job) -> str | None:
         command = [
             sys.executable, "-m", "data_pipeline", "import", str(file.absolute()), f"--ticker={job.ticker}",
-            f"--endpoint={job.endpoint}", f"--data-dir={self._data_dir.absolute()}", "--json",
+            f"--endpoint={job.endpoint}", f"--data-dir={self._data_dir.absolute()}", "--json", "--background",
         ]
         package = pathlib.Path(__file__).resolve().parent.parent
         with self._lock:

@@ -17,7 +17,9 @@ _SINGLE = {
     "loader_position": ("loader position", "g", "number of the last record in the database"),
     "loader_lag_records": ("loader lag_records", "g", "acknowledged records that are not in the database yet"),
     "loader_lag_seconds": ("loader lag_seconds", "g", "age of the oldest record that is not in the database yet"),
+    "loader_idle_seconds": ("loader idle_seconds", "g", "time records have waited without the loader trying"),
     "loader_sessions": ("loader sessions", "c", "times the database was opened"),
+    "loader_failed_sessions": ("loader failed_sessions", "c", "tries to load that failed; the records wait"),
     "loader_busy_retries": ("loader busy_retries", "c", "times another process had the database"),
     "loader_set_aside_records": ("loader set_aside", "c", "records that could not be loaded and were set aside"),
     "loader_last_session_seconds": ("loader last_session_seconds", "g", "length of the last session"),
@@ -26,13 +28,19 @@ _SINGLE = {
     "files_views_written": ("files views_written", "c", "files that were replaced"),
     "files_lines_appended": ("files lines_appended", "c", "lines that were appended to files"),
     "depth_queue_events": ("depth queue", "g", "depth events that wait to be written"),
-    "tickers": ("tickers", "g", "tickers that payloads came for"),
+    "writer_running": ("writer running", "g", "1 while the process runs that writes tables and files, else 0"),
+    "writer_restarts": ("writer restarts", "c", "times that process had to be started again"),
+    "set_aside_records": ("set_aside", "c", "records that the loader or the files set aside"),
+    "disk_free_bytes": ("disk free_bytes", "g", "free space where the data folder is"),
+    "ready": ("ready", "g", "1 while GET /ready says 200, else 0"),
+    "tickers": ("ticker_count", "g", "tickers that payloads came for"),
 }
 
 # name -> (path, kind, label, help): each number below the path with its name as the label.
 _LABELLED = {
     "depth_events": ("depth", "c", "outcome", "depth events by what became of them"),
     "discord_events": ("discord", "c", "outcome", "Discord messages by what became of them"),
+    "refresher_events": ("refresher", "c", "outcome", "refreshes of the status files by what became of them"),
     "poller_events": ("poller", "c", "outcome", "polls of the GEXBot API by what became of them"),
     "downloads_events": ("downloads", "c", "outcome", "history downloads by what became of them"),
     "dashboard_events": ("dashboard", "c", "outcome", "hand-overs to the dashboard by what became of them"),
@@ -76,7 +84,7 @@ class _Collector:
             yield info
         for name, (path, kind, text) in _SINGLE.items():
             value = self._find(path)
-            value = len(value) if name == "tickers" and isinstance(value, dict) else _number(value)
+            value = _number(value)
             if value is not None:
                 yield family[kind](f"gexbridge_{name}", text, value=value)
         for name, (path, kind, label, text) in _LABELLED.items():

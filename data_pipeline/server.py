@@ -22,9 +22,11 @@ from data_pipeline.download_command import DownloadRunner, Template
 from data_pipeline.gexbot import GexBotClient, Poller, StatusRefresher
 from data_pipeline.handler import GEXBridgeRequestHandler
 from data_pipeline.intake import Connection, Limits, Lounge
+from data_pipeline.pages import Pages
 from data_pipeline.repository.journal import FolderInUse
 from data_pipeline.repository.magic import NotADatabase
 from data_pipeline.repository.service import Repository
+from data_pipeline.watchdog import Watchdog
 
 log = logging.getLogger("webhook")
 
@@ -44,10 +46,11 @@ class BridgeServer(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], bridge: Bridge, workers: int, most: int, limits: Limits):
+    def __init__(self, address: tuple[str, int], bridge: Bridge, pages: Pages, workers: int, most: int, limits: Limits):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, GEXBridgeRequestHandler)
         self.bridge = bridge
+        self.pages = pages
         self.limits = limits
         self.started = time.monotonic()
         self._counts: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -163,8 +166,10 @@ class Application:
         self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
         limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
         self.server = BridgeServer(
-            (settings.host, settings.port), self.bridge, settings.http_workers, settings.max_connections, limits
+            (settings.host, settings.port), self.bridge, Pages(settings, self.repository, self.bridge, self.stats),
+            settings.http_workers, settings.max_connections, limits,
         )
+        self.watchdog = Watchdog(self.server.server_address, self.repository.stats)
 
     def _downloads(self) -> DownloadRunner | None:
         """Raises ConfigError for a command in which a value would not be safe."""
@@ -184,6 +189,7 @@ class Application:
         self.poller.start()
         if self.settings.gex_status_symbols:
             self.refresher.start()
+        self.watchdog.start()
 
     def stop(self) -> bool:
         """Stop in order, within STOP_TIMEOUT; True if everything is flushed.
@@ -191,6 +197,7 @@ class Application:
         First what brings payloads in, then what takes them; the journal and
         what is behind it last.
         """
+        self.watchdog.stop()
         patience = self.settings.stop_timeout
         until = time.monotonic() + patience
         self.poller.stop(0)
@@ -202,6 +209,18 @@ class Application:
         flushed = self.repository.stop(max(0.2, until - time.monotonic()))
         self.gexbot.close()
         return answered and flushed
+
+    def stats(self) -> dict:
+        """What every part counts; see README, `/status`."""
+        return {
+            "requests": self.server.counts(),
+            **self.repository.stats(),
+            "discord": self.discord.stats(),
+            "poller": self.poller.stats(),
+            "refresher": self.refresher.stats(),
+            "downloads": self.downloads.stats() if self.downloads is not None else {},
+            "dashboard": self.bridge.dashboard.stats(),
+        }
 
     def _deliver(self, payload: dict) -> None:
         """What the poller fetched comes in as any webhook does."""

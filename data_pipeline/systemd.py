@@ -15,9 +15,9 @@ def notify(state: str) -> bool:
     Several go in one message, a line each.  Never raises: a service does not
     die because nobody listens.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
+    if not is_there():
         return False
+    address = os.environ["NOTIFY_SOCKET"]
     if address[0] == "@":  # Linux's abstract namespace: the name starts with a zero byte
         address = "\0" + address[1:]
     try:
@@ -29,6 +29,11 @@ def notify(state: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_there() -> bool:
+    """Whether somebody wants to be told."""
+    return os.environ.get("NOTIFY_SOCKET", "")[:1] in ("/", "@")
 
 
 def watchdog_interval() -> float | None:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from data_pipeline import cli
+from data_pipeline import cli, pages
 from data_pipeline.config import SETTINGS
 from data_pipeline.handler import GEXBridgeRequestHandler
 from data_pipeline.repository import schema
@@ -34,6 +34,7 @@ def test_every_setting_stands_in_the_readme_with_its_default_and_reason_and_no_o
 def test_every_endpoint_stands_in_the_readme_and_no_other():
     documented = set(re.findall(r"`POST (/\w+)`", section("Endpoints")))
     assert documented == set(GEXBridgeRequestHandler.ROUTES)
+    assert set(re.findall(r"`GET (/\w+)`", section("Endpoints"))) == set(pages.ROUTES)
 
 
 def test_every_table_stands_in_the_readme_and_no_other():

@@ -143,7 +143,7 @@ def test_at_rest_it_uses_next_to_no_processor_time(tmp_path):
 
 
 def test_64_clients_of_all_endpoints_get_no_5xx_and_everything_is_there(tmp_path):
-    with RunningBridge(tmp_path / "data") as bridge:
+    with RunningBridge(tmp_path / "data", STOP_TIMEOUT="60") as bridge:
         load = Load(bridge, clients=64).start()
         eventually(lambda: load.count > 3000)
         load.stop()
@@ -298,3 +298,33 @@ def test_numbers_of_links_go_on_after_a_restart_a_lost_journal_and_a_migration(t
         assert bridge.post("/uw", {}) == 200
         eventually(lambda: bridge.rows("SELECT count(*) FROM universal_webhooks") == [(2,)])
         eventually(lambda: queued(bridge) > 70)
+
+
+def test_the_deepest_payload_that_is_taken_comes_back_after_a_restart(tmp_path):
+    def nested(depth):
+        return b'{"ticker":"SPX","kind":"snapshot","data":{"timestamp":1,"x":' + b"[" * depth + b"]" * depth + b"}}"
+
+    with RunningBridge(tmp_path / "data") as bridge:
+        depth = next(d for d in range(1000, 0, -1) if bridge.post("/gex", nested(d)) == 202)
+        assert bridge.stop() == 0
+    with bridge:
+        assert bridge.post("/gex", {"ticker": "SPX", "kind": "majors", "data": {"spot": 2}}) == 202
+        assert bridge.stop() == 0
+    latest = (bridge.data_dir / "raw/gex/latest.json").read_text()
+    assert latest.count("[") >= depth and '"spot": 2' in latest
+    assert not (bridge.data_dir / "raw/gex/latest.json.damaged").exists()
+
+
+@pytest.mark.parametrize("note", ["files.position", "depth.position"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"position": 1}', b"\xff"])
+def test_a_note_that_is_not_readable_stops_nothing(tmp_path, note, content):
+    with RunningBridge(tmp_path / "data") as bridge:
+        assert bridge.post("/gex", gex_payload()) == 202
+        assert bridge.stop() == 0
+    (bridge.data_dir / "journal" / note).write_bytes(content)
+    with bridge:
+        assert bridge.post("/gex", gex_payload(timestamp=1762700001)) == 202
+        assert bridge.stop() == 0
+    assert f"{note}.damaged" in bridge.log
+    lines = (bridge.data_dir / "depth/SPX/2025-11-09.jsonl").read_text().splitlines()
+    assert {json.loads(line)["timestamp"] for line in lines} == {1762700000, 1762700001}

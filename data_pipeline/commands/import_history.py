@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 
 from data_pipeline import config
 
 HELP = "import history files into the lake"
+
+LOWEST_PRIORITY = 19  # niceness; requests and the writer come first
 
 
 def add_arguments(parser) -> None:
@@ -19,10 +22,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--endpoint", required=True, help="endpoint they are kept under, e.g. gex_zero")
     parser.add_argument("--again", action="store_true", help="import also what was imported before")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, no progress")
+    parser.add_argument("--background", action="store_true", help="let everything else on the machine go first")
     config.add_flags(parser, only=("DATA_DIR",))
 
 
 def run(args, settings) -> int:
+    if args.background:
+        os.nice(LOWEST_PRIORITY)
     import pyarrow
 
     with contextlib.suppress(NotImplementedError):  # of the platform; it gives pages back less eagerly: a tenth less CPU

@@ -1,5 +1,7 @@
 """Rows into the lake: one partition merged as a whole, in pieces of bounded size."""
 
+import functools
+import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterator, NamedTuple
@@ -123,13 +125,18 @@ def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress) 
             sorting_columns=[pq.SortingColumn(made.names.index(c)) for c in SORTED_BY[kind]],
         ) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="lake-read") as ahead,
+        open(path, "rb") as file,
     ):
+        sync = functools.partial(os.fdatasync, file.fileno())
         following = ahead.submit(next, pieces, None)
         while (piece := following.result()) is not None:
             following = ahead.submit(next, pieces, None)
             table = _with_ts(_sorted(piece, SORTED_BY[kind]))
             if table.num_rows:
                 writer.write_table(table, row_group_size=table.num_rows)
+                # Bit by bit: flushed at once at the end, the disk would be busy with a whole day
+                # while the server's requests wait for it.
+                sync()
             rows += table.num_rows
             if progress:
                 progress(table.num_rows)

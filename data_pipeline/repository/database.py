@@ -18,6 +18,7 @@ import duckdb
 
 from data_pipeline.atomic import ENDING, fsync_folder, make_folder
 from data_pipeline.repository import schema
+from data_pipeline.repository.magic import refuse_foreign_file
 
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
@@ -25,6 +26,10 @@ STORAGE_VERSION = "v1.5.0"
 # Rows.  A checkpoint writes the whole last row group of a table again; with
 # DuckDB's 122,880 rows and payloads of 13 KB each that would be 1.6 GB.
 ROW_GROUP_SIZE = 4096
+
+# Options for ATTACH.  The storage version may only be named for a file that is new.
+WRITING = f"ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
+CREATING = f"{WRITING}, STORAGE_VERSION '{STORAGE_VERSION}'"
 
 # The catalog's name: the one it has for whoever opens the file by its path.
 CATALOG = "gex_history"
@@ -58,6 +63,16 @@ class DatabaseDamaged(Exception):
     """DuckDB cannot read the file, or found it broken."""
 
 
+@contextlib.contextmanager
+def _turn(wait: float):
+    if not _SESSION.acquire(timeout=wait):
+        raise DatabaseBusy("another thread has the database open")
+    try:
+        yield
+    finally:
+        _SESSION.release()
+
+
 class Database:
     """The file at `path`, opened for one session at a time."""
 
@@ -76,15 +91,14 @@ class Database:
         whatever DuckDB raises for a failed checkpoint: only a session that
         ends without an exception has everything in the file itself.
         """
-        if not _SESSION.acquire(timeout=wait):
-            raise DatabaseBusy("another thread has the database open")
-        try:
+        with _turn(wait):
             yield from self._hold(wait, checkpoint)
-        finally:
-            _SESSION.release()
 
     def _hold(self, wait: float, checkpoint: bool):
-        con = self._open(wait)
+        make_folder(self.path.parent)
+        if not self.path.exists():
+            self._create()
+        con = self._open(wait, WRITING)
         try:
             if not self._schema_seen:
                 make_tables(con)
@@ -108,14 +122,26 @@ class Database:
         except FileNotFoundError:
             return 0
 
-    def _open(self, wait: float):
-        make_folder(self.path.parent)
+    @contextlib.contextmanager
+    def reading(self, wait: float = 0.0):
+        """Yield a connection that only reads a file that is there, and makes nothing in it.
+
+        As long as it is open no one can write.  Raises DatabaseBusy,
+        DatabaseDamaged, and NotADatabase.
+        """
+        with _turn(wait):
+            refuse_foreign_file(self.path)
+            con = self._open(wait, "READ_ONLY")
+            try:
+                yield con
+            finally:
+                con.close()
+
+    def _open(self, wait: float, options: str):
         until = time.monotonic() + wait
-        if not self.path.exists():
-            self._create()
         while True:
             try:
-                return connect(self.path)
+                return connect(self.path, options)
             except duckdb.Error as problem:
                 if self._is_damage(str(problem), DAMAGE_AT_OPENING):
                     raise DatabaseDamaged(str(problem)) from problem
@@ -135,7 +161,7 @@ class Database:
         """
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{ENDING}")
         try:
-            with contextlib.closing(connect(temporary, f", STORAGE_VERSION '{STORAGE_VERSION}'")) as con:
+            with contextlib.closing(connect(temporary, CREATING)) as con:
                 make_tables(con)
                 con.execute("CHECKPOINT")
             self._give_name(temporary)
@@ -172,14 +198,14 @@ class Database:
         return log_aside if LOG_DAMAGE in str(damage) else aside
 
 
-def connect(path: pathlib.Path, options: str = ""):
+def connect(path: pathlib.Path, options: str):
     """A connection whose catalog is the file at `path`.  Raises duckdb.Error."""
     con = duckdb.connect(":memory:")
     try:
         for setting in SETTINGS:
             con.execute(setting)
         quoted = str(path).replace("'", "''")
-        con.execute(f"ATTACH '{quoted}' AS {CATALOG} (ROW_GROUP_SIZE {ROW_GROUP_SIZE}{options})")
+        con.execute(f"ATTACH '{quoted}' AS {CATALOG} ({options})")
         con.execute(f"USE {CATALOG}")
     except BaseException:
         con.close()
@@ -202,6 +228,11 @@ def last_id(con, table: str) -> int:
         [table],
     ).fetchall()
     return value
+
+
+def queue_counts(con) -> dict[str, int]:
+    """The links of the history queue by status; other programs may have words of their own, so at most 20."""
+    return dict(con.execute("SELECT status, count(*) FROM gex_history_queue GROUP BY 1 ORDER BY 1 LIMIT 20").fetchall())
 
 
 def note_last_id(con, table: str, value: int) -> None:

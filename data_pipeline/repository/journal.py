@@ -102,6 +102,17 @@ class Journal:
         """The number of the last record that was given out."""
         return self._next - 1
 
+    def probe(self) -> None:
+        """Raise OSError where a new segment could not be written now; leaves nothing behind."""
+        path = self.folder / f".probe.{uuid.uuid4().hex}{atomic.ENDING}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            atomic.write_all(fd, bytes(segments.HEADER_BYTES))
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+            os.unlink(path)
+
     def append(self, build: Callable[[], Built]) -> int:
         """Number, write and fsync one record; returns its number when it is durable.
 

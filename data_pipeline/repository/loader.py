@@ -16,7 +16,7 @@ import pyarrow
 
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
-    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position,
+    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position, queue_counts,
 )
 from data_pipeline.rows import Rows
 
@@ -46,8 +46,9 @@ class Loader:
     source: the journal's decoded records; journal: its id; interval: least
     seconds between the beginnings of two sessions; views: returns the SQL that
     makes the views, run before the first records.  `position` is what has
-    been applied, `safe` what is also checkpointed: only that may leave the
-    journal.
+    been applied (None where only the database knows), `safe` what is also
+    checkpointed: only that may leave the journal.  `loaded` is what was last
+    known to be applied, for those who look on.
     """
 
     def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
@@ -58,7 +59,9 @@ class Loader:
         self.views = views
         self.position: int | None = None
         self.safe = 0
-        self.sessions = self.records = self.busy = self.set_aside = 0
+        self.loaded = 0
+        self.sessions = self.failed = self.records = self.busy = self.set_aside = 0
+        self.queue: dict[str, int] = {}  # links by status, as of the last session that looked
         self.last_session = 0.0
         self.last_link = 0
         self.on_links: Callable[[], None] = lambda: None
@@ -79,8 +82,10 @@ class Loader:
 
     def stats(self) -> dict:
         return {
-            "position": self.position or self.safe, "sessions": self.sessions, "records": self.records,
-            "last_link": self.last_link, "busy_retries": self.busy, "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "position": self.loaded, "sessions": self.sessions, "failed_sessions": self.failed,
+            "records": self.records, "last_link": self.last_link, "busy_retries": self.busy,
+            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "queue": self.queue,
         }
 
     def _run(self) -> None:
@@ -130,13 +135,14 @@ class Loader:
         """Make the tables if they are missing, and see how far they are."""
         with self.database.session(BUSY_WAIT) as con:
             found = position(con, self.journal)
+            self.queue = queue_counts(con)
             self.last_link = last_id(con, "gex_history_queue")
             for statement in self.views():
                 try:
                     con.execute(statement)
                 except duckdb.Error as problem:  # a broken file of the lake holds up no payload
                     log.error("a view on the lake cannot be made: %a", str(problem))
-        self.position = self.safe = found
+        self.position = self.safe = self.loaded = found
 
     def _load(self, records: list) -> None:
         kept, rows = [], Rows()
@@ -158,7 +164,9 @@ class Loader:
                     self._apply_halves(con, kept, problem)
                     self._apply(con, Rows(), upto)
             self.last_link = last_id(con, "gex_history_queue")
-        self.position = upto
+            if checkpoint or rows.links:
+                self.queue = queue_counts(con)
+        self.position = self.loaded = upto
         if checkpoint:
             self.safe = upto
         self.sessions += 1
@@ -209,6 +217,7 @@ class Loader:
 
     def _report(self, problem: Exception) -> None:
         """A line at most once a minute; the records wait in the journal."""
+        self.failed += 1
         self.trouble = str(problem) or type(problem).__name__
         if isinstance(problem, DatabaseBusy):
             self.busy += 1

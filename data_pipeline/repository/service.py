@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from data_pipeline import records
+from data_pipeline.appended import read_note
 from data_pipeline.repository import magic, segments
 from data_pipeline.repository.journal import Built, Journal
 
@@ -65,7 +66,7 @@ class Repository:
         found = segments.list_segments(self.folder)
         if not found:
             return
-        after = min(self._noted("files.position"), segments.first_number(found[-1]) - 1)
+        after = min(read_note(self.folder / "files.position", self.journal.id)[0], segments.first_number(found[-1]) - 1)
         reader = segments.Reader(self.folder, after)
         while part := reader.read(self.journal.durable):
             for record in part:
@@ -74,13 +75,6 @@ class Repository:
                         yield records.decode(record.payload)
                     except records.RecordError as problem:
                         log.error("record %d of the journal is none of ours: %a", record.number, str(problem))
-
-    def _noted(self, name: str) -> int:
-        try:
-            note = json.loads((self.folder / name).read_bytes())
-        except FileNotFoundError:
-            return 0
-        return note["position"] if note["journal"] == self.journal.id else 0
 
     def start(self) -> None:
         """Start the writer.  Where it dies, it is started again."""
@@ -95,12 +89,23 @@ class Repository:
 
     def stats(self) -> dict:
         """Counts of the journal and of everything in the writer; see README, `/status`."""
-        found = segments.list_segments(self.folder)
+        sizes = list(map(_size, segments.list_segments(self.folder)))
         journal = {
             "position": self.journal.durable, "failed": self.journal.failures, "healthy": self.journal.healthy,
-            "segments": len(found), "bytes": sum(path.stat().st_size for path in found if path.exists()),
+            "segments": len(sizes), "bytes": sum(sizes),
         }
         return {"journal": journal, **self.writer.stats()}
+
+    def probe(self) -> None:
+        """Raise OSError where the journal's folder takes no new file."""
+        self.journal.probe()
+
+
+def _size(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the writer has let go of it
+        return 0
 
 
 class WriterProcess:
@@ -116,10 +121,13 @@ class WriterProcess:
         self.restarts = 0
         self._process: subprocess.Popen | None = None
         self.report: dict = {}
+        self._moved = time.monotonic()  # when the loader last showed a sign of life
         self._news = threading.Event()
         self._stopping = threading.Event()
         # (number, time) of what became durable, as long as it is not in the tables.
         self._unloaded: collections.deque[tuple[int, float]] = collections.deque(maxlen=100_000)
+        # Guards taking from it: several clients may ask for the counts at once.
+        self._counting = threading.Lock()
         self._threads = [
             threading.Thread(target=self._watch, name="WriterWatch", daemon=True),
             threading.Thread(target=self._tell, name="WriterBell", daemon=True),
@@ -160,11 +168,17 @@ class WriterProcess:
         report = dict(self.report)
         loader = dict(report.get("loader", {}))
         position = loader.get("position", 0)
-        while self._unloaded and self._unloaded[0][0] <= position:
-            self._unloaded.popleft()
+        now = time.monotonic()
+        with self._counting:
+            while self._unloaded and self._unloaded[0][0] <= position:
+                self._unloaded.popleft()
+            lag = now - self._unloaded[0][1] if self._unloaded else 0.0
         loader["lag_records"] = max(0, self.journal.durable - position)
-        loader["lag_seconds"] = time.monotonic() - self._unloaded[0][1] if self._unloaded else 0.0
-        return {**report, "loader": loader, "writer_restarts": self.restarts}
+        loader["lag_seconds"] = lag
+        # How long records have been waiting without the loader so much as trying.
+        loader["idle_seconds"] = min(lag, now - self._moved)
+        running = self._process is not None and self._process.poll() is None
+        return {**report, "loader": loader, "writer": {"running": running, "restarts": self.restarts}}
 
     def ask_last_link(self) -> int:
         """The highest id of the history queue in the database; for a journal that begins beside an older file."""
@@ -210,13 +224,20 @@ class WriterProcess:
             self._say(f"{durable}\n")
             time.sleep(TELL_INTERVAL)
 
+    def _hear(self, report: dict) -> None:
+        signs = ("position", "sessions", "failed_sessions")
+        before = self.report.get("loader", {})
+        if any(report["loader"][sign] != before.get(sign) for sign in signs):
+            self._moved = time.monotonic()
+        self.report = report
+
     def _watch(self) -> None:
         failures = 0
         while True:
             began = time.monotonic()
             for line in self._process.stdout:
                 with contextlib.suppress(ValueError):  # half a line is what a kill leaves
-                    self.report = json.loads(line)
+                    self._hear(json.loads(line))
             code = self._process.wait()
             self._process.stdout.close()
             if self._stopping.is_set():

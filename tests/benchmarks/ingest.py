@@ -59,13 +59,17 @@ def bodies(count: int) -> list[bytes]:
 
 
 class Run:
-    """`requests` posts from `clients` threads: latencies in seconds, failures, and the wall time."""
+    """`requests` posts from `clients` threads: latencies in seconds, failures, and the wall time.
+
+    pause: seconds that a client waits after each.
+    """
 
     serial = 1_700_000_000
     lock = threading.Lock()
     made = bodies(24)
 
-    def __init__(self, port: int, clients: int, requests: int):
+    def __init__(self, port: int, clients: int, requests: int, pause: float = 0.0):
+        self.pause = pause
         self.latencies: list[float] = []
         self.failed = 0
         threads = [threading.Thread(target=self._client, args=(port, requests // clients)) for _ in range(clients)]
@@ -95,6 +99,7 @@ class Run:
                 good = False
             self.latencies.append(time.perf_counter() - began)
             self.failed += not good
+            time.sleep(self.pause)
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -1,0 +1,71 @@
+"""gex-bridge check: see data_pipeline.check."""
+
+import json
+import sys
+
+from data_pipeline import config
+
+HELP = "read journal, files and tables, say what is whole, and repair what can be"
+
+# Payloads may be nested nearly as deep as Python's usual limit, and here the stack begins deeper.
+RECURSION_LIMIT = 10_000
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--repair", action="store_true", help="repair what loses nothing; only while no bridge runs")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object")
+    config.add_flags(parser, only=("DATA_DIR",))
+
+
+def run(args, settings) -> int:
+    from data_pipeline import check
+    from data_pipeline.repository.journal import FolderInUse
+
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    if not settings.data_dir.is_dir():
+        print(f"gex-bridge check: there is no folder {settings.data_dir}", file=sys.stderr)
+        return 1
+    looked = check.Check(settings)
+    look = looked.repair if args.repair else looked.run
+    try:
+        look(lambda part: print(f"reading {part} …", file=sys.stderr) if sys.stderr.isatty() else None)
+    except (FolderInUse, OSError) as problem:
+        print(f"gex-bridge check: {problem}", file=sys.stderr)
+        return 1
+    result = _result(looked)
+    print(json.dumps(result, indent=2) if args.json else _text(result))
+    return 0 if looked.whole else 1
+
+
+def _result(looked) -> dict:
+    return {
+        "data_dir": str(looked.root),
+        "running": looked.running,
+        "whole": looked.whole,
+        "counts": looked.counts,
+        "findings": [
+            {
+                "part": f.part,
+                "path": f.path,
+                "problem": f.problem,
+                "broken": f.is_broken,
+                "repaired": f.repaired,
+                "remedy": f.remedy,
+            }
+            for f in looked.findings
+        ],
+    }
+
+
+def _text(result: dict) -> str:
+    lines = []
+    for part, counts in result["counts"].items():
+        broken = sum(f["broken"] and not f["repaired"] for f in result["findings"] if f["part"] == part)
+        told = ", ".join(f"{name} {value}" for name, value in counts.items())
+        lines.append(f"{part:<9}{f'{broken} BROKEN' if broken else 'whole':<10}{told}".rstrip())
+    for found in result["findings"]:
+        state = "repaired" if found["repaired"] else "BROKEN" if found["broken"] else "note"
+        remedy = found["remedy"] and (found["remedy"] if found["repaired"] else f"--repair: {found['remedy']}")
+        lines.append(f"{state:<9}{found['path']}: {found['problem']}{f' ({remedy})' if remedy else ''}")
+    lines.append("everything is whole" if result["whole"] else "not everything is whole")
+    return "\n".join(lines)

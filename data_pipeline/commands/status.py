@@ -1,0 +1,144 @@
+"""gex-bridge status: what a running server says of itself, or what the files say when none runs."""
+
+import json
+import sys
+from contextlib import suppress
+
+from data_pipeline import config, local_http
+
+HELP = "show how the running server is, or what the files say when none runs"
+
+MOST_TICKERS = 20  # lines, without --json
+DATABASE_WAIT = 5.0  # s for which a database that is in use is tried
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--url", help="the server's address (default: http:// HOST : PORT)")
+    parser.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    config.add_flags(parser, only=("host", "port", "DATA_DIR"))
+
+
+def run(args, settings) -> int:
+    if args.url and not args.url.startswith(("http://", "https://")):
+        print("gex-bridge status: --url must begin with http:// or https://", file=sys.stderr)
+        return 2
+    url = args.url or local_http.base_url(settings.host, settings.port)
+    try:
+        found = _of_server(url)
+    except (OSError, ValueError) as problem:
+        print(f"gex-bridge status: no bridge answers at {url}: {problem}", file=sys.stderr)
+        if args.url:
+            return 1
+        return _show_files(args, settings)
+    print(json.dumps(found, indent=2) if args.json else _server_text(url, found))
+    return 0 if found["ready"] else 1
+
+
+def _of_server(url: str) -> dict:
+    """Raises OSError and ValueError where there is none, or something else."""
+    status, _, body = local_http.get(url, "/status")
+    if status == 421:
+        raise ValueError("it refuses that name; use its IP address, or put the name into ALLOWED_HOSTS")
+    if status != 200:
+        raise ValueError(f"HTTP {status}")
+    found = json.loads(body)
+    if not isinstance(found, dict) or not {"version", "ready", "journal"} <= found.keys():
+        raise ValueError("its answer is not a bridge's")
+    return found
+
+
+def _show_files(args, settings) -> int:
+    from data_pipeline.holders import bridge_running
+
+    if not settings.data_dir.is_dir():
+        print(f"gex-bridge status: there is no folder {settings.data_dir}", file=sys.stderr)
+        return 1
+    running = bridge_running(settings.data_dir)
+    if running:
+        print(f"gex-bridge status: but one runs on {settings.data_dir}: try --port or --url", file=sys.stderr)
+    found = {"data_dir": str(settings.data_dir), "running": running, **_of_files(settings)}
+    print(json.dumps(found, indent=2) if args.json else _text(found))
+    return 0
+
+
+def _of_files(settings) -> dict:
+    from data_pipeline.repository import journal, segments
+
+    folder = settings.data_dir / "journal"
+    found = segments.list_segments(folder)
+    journal_id, end, _ = journal.find_end(folder)
+    latest = None
+    with suppress(OSError, ValueError, AttributeError):
+        latest = len(json.loads((settings.data_dir / "raw" / "gex" / "latest.json").read_bytes()).keys())
+    aside = folder / "set-aside.jsonl"
+    return {
+        "journal": {"position": end, "segments": len(found), "bytes": sum(path.stat().st_size for path in found)},
+        "files": {name: _noted(folder / f"{name}.position", journal_id) for name in ("files", "depth")},
+        "latest": {"tickers": latest},
+        "tables": _tables(settings.database, journal_id),
+        "set_aside": aside.read_bytes().count(b"\n") if aside.exists() else 0,
+    }
+
+
+def _noted(path, journal_id: str) -> int | None:
+    """How far a reader of the journal is; None where its note does not say."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        note = json.loads(path.read_bytes())
+        return note["position"] if note["journal"] == journal_id else 0
+    return None
+
+
+def _tables(path, journal_id: str) -> dict:
+    """Rows by table and the last record that is in them, or why they cannot be read."""
+    if not path.exists():
+        return {}
+    # Imported here: it is heavy.
+    import duckdb
+
+    from data_pipeline.repository import database, magic, schema
+
+    try:
+        with database.Database(path).reading(DATABASE_WAIT) as con:
+            rows = {t: con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in schema.TABLES}
+            return {"position": database.position(con, journal_id), **rows}
+    except (duckdb.Error, database.DatabaseBusy, database.DatabaseDamaged, magic.NotADatabase) as problem:
+        return {"unreadable": str(problem).split("\n")[0]}
+
+
+def _server_text(url: str, found: dict) -> str:
+    head = f"gex-bridge {found['version']} at {url}, up {_time(found['uptime_seconds'])}: "
+    head += "ready" if found["ready"] else "NOT READY"
+    problems = [f"problem   {ascii(problem)[1:-1]}" for problem in found["problems"]]
+    parts = {k: v for k, v in found.items() if k not in ("version", "uptime_seconds", "ready", "problems", "tickers")}
+    tickers = [
+        f"ticker    {ascii(name)[1:-1]:<12} {t['kind']:<10} {ascii(t['endpoint'] or '')[1:-1]:<16}"
+        + ("before the last start" if t["age_seconds"] is None else f"{_time(t['age_seconds'])} ago")
+        for name, t in list(found["tickers"].items())[:MOST_TICKERS]
+    ]
+    return "\n".join([head, *problems, _text(parts), *tickers])
+
+
+def _text(parts: dict) -> str:
+    lines = []
+    for name, value in parts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_value(one)}" for key, one in value.items())
+        lines.append(f"{name:<9} {_value(value)}".rstrip())
+    return "\n".join(lines)
+
+
+def _value(value) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}: {_value(one)}" for key, one in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return ascii(value)[1:-1] if isinstance(value, str) else "-" if value is None else str(value)
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

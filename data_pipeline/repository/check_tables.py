@@ -1,0 +1,140 @@
+"""What `gex-bridge check` asks the database: is every table as it should be, and every block readable?"""
+
+import json
+from collections.abc import Callable
+
+from data_pipeline.repository import database, schema
+
+# table -> columns that hold JSON text
+JSON_COLUMNS = {
+    "gex_bridge_snapshots": ("max_change_json", "max_priors_json", "raw_payload_json"),
+    "gex_bridge_strikes": ("history_json",),
+    "universal_webhooks": ("payload_json",),
+    "option_trades_events": ("raw_payload_json",),
+}
+DOUBTS = 1000  # values a column, of those DuckDB takes for no JSON, that are looked at one by one
+
+KEY = "ticker, timestamp, endpoint"
+STRIKES_OF_KEY = f"SELECT {KEY}, count(*) AS n FROM gex_bridge_strikes GROUP BY ALL"
+
+
+def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], None]) -> dict[str, int]:
+    """Read every row; tell what is wrong by `broken(table, problem)` or `note`; returns the rows of each table.
+
+    Every block is read, and DuckDB verifies the checksum of each.  Raises
+    duckdb.Error where it cannot go on.
+    """
+    con.execute("RESET threads")
+    found = _columns(con)
+    rows = {}
+    for table in schema.TABLES:
+        if table not in found:
+            broken(table, "the table is missing")
+            continue
+        if not _is_ours(con, table, found[table], broken):
+            continue
+        rows[table] = _read(con, table)
+        _check_keys(con, table, rows[table], broken)
+        _check_json(con, table, broken)
+    for index in schema.INDEXES.keys() - {
+        name for (name,) in con.execute("SELECT index_name FROM duckdb_indexes()").fetchall()
+    }:
+        broken(schema.INDEXES[index][0], f"the index {index} is missing")
+    if {"gex_bridge_snapshots", "gex_bridge_strikes"} <= rows.keys():
+        _check_strikes(con, broken, note)
+    _check_ids(con, rows, broken)
+    return rows
+
+
+def _columns(con) -> dict[str, list[tuple]]:
+    """table -> (column, type, may be null), in order."""
+    found: dict[str, list[tuple]] = {}
+    for table, *column in con.execute(
+        "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns()"
+        " WHERE NOT internal ORDER BY table_name, column_index"
+    ).fetchall():
+        found.setdefault(table, []).append(tuple(column))
+    return found
+
+
+def _is_ours(con, table: str, columns: list[tuple], broken) -> bool:
+    keys = schema.KEYS[table]
+    wanted = [
+        (name, kind.split()[0], "NOT NULL" not in kind and name not in keys) for name, kind in schema.TABLES[table]
+    ]
+    if columns != wanted:
+        odd = [c[0] for c in columns if c not in wanted] + [w[0] for w in wanted if w not in columns]
+        broken(table, f"its columns are not ours: {', '.join(map(ascii, dict.fromkeys(odd))) or 'another order'}")
+        return False
+    primary = con.execute(
+        "SELECT constraint_column_names FROM duckdb_constraints()"
+        " WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'",
+        [table],
+    ).fetchall()
+    if [tuple(names) for (names,) in primary] != [keys]:
+        broken(table, f"its primary key is not ({', '.join(keys)})")
+    return True
+
+
+def _read(con, table: str) -> int:
+    """The number of rows, having read every value of them."""
+    ((rows, _),) = con.execute(
+        f"SELECT count(*), bit_xor(hash({', '.join(schema.columns(table))})) FROM {table}"
+    ).fetchall()
+    return rows
+
+
+def _check_keys(con, table: str, rows: int, broken) -> None:
+    """The index should see to it; a damaged one may not."""
+    keys = ", ".join(schema.KEYS[table])
+    ((different,),) = con.execute(f"SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {table})").fetchall()
+    if different != rows:
+        broken(table, f"{rows - different} rows have the key of another one")
+
+
+def _check_json(con, table: str, broken) -> None:
+    for column in JSON_COLUMNS.get(table, ()):
+        # Lone surrogates, which Python reads and writes, are no JSON for DuckDB: doubts are looked at again.
+        doubts = con.execute(
+            f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL AND NOT json_valid({column}) LIMIT {DOUBTS}"
+        ).fetchall()
+        bad = sum(not _is_json(text) for (text,) in doubts)
+        if bad:
+            broken(table, f"{column} is no JSON in {bad}{' or more' if len(doubts) == DOUBTS else ''} rows")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_strikes(con, broken, note) -> None:
+    ((differ, orphans),) = con.execute(
+        f"SELECT count(*) FILTER (WHERE s.strikes_count > 0 AND s.strikes_count <> coalesce(k.n, 0)),"
+        f" count(*) FILTER (WHERE s.ticker IS NULL)"
+        f" FROM gex_bridge_snapshots s FULL JOIN ({STRIKES_OF_KEY}) k USING ({KEY})"
+    ).fetchall()
+    if differ:
+        broken("gex_bridge_strikes", f"{differ} snapshots have another number of strikes than their strikes_count")
+    if orphans:
+        note("gex_bridge_strikes", f"the strikes of {orphans} keys have no snapshot (imported, most likely)")
+
+
+def _check_ids(con, rows: dict, broken) -> None:
+    for table in schema.TABLES_WITH_IDS:
+        if table not in rows:
+            continue
+        try:
+            last = database.last_id(con, table)
+        except database.duckdb.CatalogException:
+            broken("bridge_ids", "the table is missing")
+            return
+        ((highest,),) = con.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchall()
+        noted = con.execute("SELECT last_id FROM bridge_ids WHERE table_name = ?", [table]).fetchall()
+        if highest and noted and noted[0][0] < highest:
+            broken(
+                table, f"ids go up to {highest}, but only {noted[0][0]} is noted as given out; {last + 1} comes next"
+            )

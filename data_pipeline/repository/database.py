@@ -45,8 +45,8 @@ SETTINGS = (
 
 
 # What DuckDB says of a file that is broken, and not only out of reach.
-DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "Could not read enough bytes")
-LOG_DAMAGE = "Corrupt WAL file"
+LOG_DAMAGE = ("Corrupt WAL file", "WAL does not match database file")  # of the write-ahead log alone
+DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "Could not read enough bytes", *LOG_DAMAGE)
 # Only while the file is opened: later a payload may be the reason, and the next file would fare no better.
 DAMAGE_AT_OPENING = (*DAMAGE, "INTERNAL Error")
 
@@ -192,10 +192,11 @@ class Database:
         log, log_aside = (path.with_name(path.name + ".wal") for path in (self.path, aside))
         if log.exists():
             log.rename(log_aside)
-        if LOG_DAMAGE not in str(damage):
+        only_log = any(sign in str(damage) for sign in LOG_DAMAGE)
+        if not only_log:
             self.path.rename(aside)
         fsync_folder(self.path.parent)
-        return log_aside if LOG_DAMAGE in str(damage) else aside
+        return log_aside if only_log else aside
 
 
 def connect(path: pathlib.Path, options: str):

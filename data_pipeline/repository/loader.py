@@ -235,6 +235,7 @@ class Loader:
         except OSError as problem:
             self.trouble += f"; it cannot be moved aside: {problem}"
             return False
-        log.error("the database is damaged; what is lies at %s now, and the journal is loaded again as far as it goes: %s",
-                  aside, ascii(self.trouble))
+        what = "database's write-ahead log" if aside.suffix == ".wal" else "database"
+        log.error("the %s is damaged and now lies at %s; the journal is loaded again as far as it goes: %s", what, aside,
+                  ascii(self.trouble))
         return True

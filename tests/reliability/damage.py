@@ -89,7 +89,7 @@ class Damaged:
         assert "Traceback" not in said and "not everything was flushed" not in said, f"{name}: {said}"
         assert not list(bridge.data_dir.rglob(".*.tmp~*")), f"{name}: temporary files are still there"
         aside = list(bridge.data_dir.rglob("*.damaged-*"))
-        assert bool(aside) == ("the database is damaged" in said) and all(str(a).removesuffix(".wal") in said for a in aside), said
+        assert bool(aside) == ("is damaged and now lies at" in said) and all(str(a).removesuffix(".wal") in said for a in aside), said
         self.moved += bool(aside)
         self.kept += not aside
         everything = {**self.acknowledged, "gex": [*self.acknowledged["gex"], ("T0", 1_800_000_000)]}

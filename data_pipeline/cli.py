@@ -8,6 +8,7 @@ wrongly.
 
 import argparse
 import importlib
+import os
 import sys
 
 from data_pipeline import __version__, config
@@ -56,4 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     except config.ConfigError as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return 2
-    return module.run(args, settings)
+    try:
+        return module.run(args, settings)
+    except BrokenPipeError:
+        # Whoever read our output has enough (`| head`); nothing is to be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

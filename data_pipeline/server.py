@@ -182,6 +182,7 @@ class Application:
         self.repository.open()
         self.bridge.restore(self.settings.data_dir)
         self.server.start()
+        log.info("Starting GEX bridge on %s:%d", self.settings.host, self.server.port)
         self.repository.start()
         self.discord.start()
         if self.downloads is not None:
@@ -253,7 +254,6 @@ def serve(settings: config.Settings) -> int:
         return _cannot_start(str(problem))
     except OSError as problem:
         return _cannot_start(f"{problem.filename or f'{settings.host}:{settings.port}'}: {problem.strerror or problem}")
-    log.info("Starting GEX bridge on %s:%d", settings.host, application.server.port)
     while not woken.is_set():
         os.read(wake_read, 1)
     log.info("Stopping GEX bridge")

@@ -7,7 +7,7 @@ from data_pipeline import cli, pages
 from data_pipeline.config import SETTINGS
 from data_pipeline.handler import GEXBridgeRequestHandler
 from data_pipeline.repository import schema
-from tests.support import ROOT
+from tests.support import ROOT, eventually, gex_payload
 
 README = (ROOT / "README.md").read_text()
 
@@ -69,3 +69,19 @@ def test_no_module_has_more_than_500_lines():
     long = {path.name: count for path in (ROOT / "data_pipeline").rglob("*.py")
             if (count := len(path.read_text().splitlines())) > 500}
     assert not long
+
+
+def test_the_readmes_python_reads_a_running_bridge(bridge, monkeypatch):
+    monkeypatch.chdir(bridge.data_dir.parent)
+    assert bridge.post("/gex", gex_payload()) == 202
+    eventually(lambda: bridge.rows("SELECT count(*) FROM gex_bridge_strikes") == [(3,)])
+    eventually((bridge.data_dir / "gex/SPX/snapshot.csv").exists)
+    block = README.split("    import duckdb, polars\n", 1)[1].split("\n\n", 1)[0]
+    found = {}
+    exec("import duckdb, polars\n" + "\n".join(line[4:] for line in block.splitlines()), found)
+    assert found["strikes"]["strike"].to_list() == found["latest"]["strike"].to_list() == [5300.0, 5305.0, 5310.0]
+
+
+def test_the_first_line_of_the_log_says_where_it_listens(bridge):
+    eventually(lambda: "GEX polling disabled" in bridge.log)
+    assert f"INFO Starting GEX bridge on 127.0.0.1:{bridge.port}" in bridge.log.splitlines()[0]

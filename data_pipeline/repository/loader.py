@@ -23,9 +23,9 @@ from data_pipeline.rows import Rows
 log = logging.getLogger("webhook")
 
 BATCH = 128  # records a session
-GAP = 0.06  # s that the file is free between two sessions, however much there is to do
+GAP = 0.1  # s that the file is free between two sessions, however much there is to do
 CHECKPOINT_INTERVAL = 30.0  # s, at the most, between a commit and its checkpoint
-CHECKPOINT_BYTES = 8 << 20  # of write-ahead log; each opening of the file reads it
+CHECKPOINT_BYTES = 2 << 20  # of write-ahead log; each opening of the file reads it
 BUSY_WAIT = 1.0  # s to try for before it is reported
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
@@ -95,7 +95,7 @@ class Loader:
             last = self._stopping.is_set()
             more = self._try_step()
             if more or self.trouble:
-                time.sleep(GAP)
+                time.sleep(GAP if self.trouble or not last else 0.0)
             elif last and self.safe == self.position:
                 return
             elif not last:

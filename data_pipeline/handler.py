@@ -52,17 +52,30 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         self.rfile = io.BytesIO(self.request.head)
         self.wfile = io.BytesIO()
         self.status = 0
+        self._lines: list[tuple[int, str]] = []
 
     def finish(self) -> None:
-        answer = self.wfile.getvalue()
-        if not answer:
-            return
+        """Send the answer; what is to be logged and counted comes after it, the client need not wait for that."""
         try:
-            self.connection.settimeout(WRITE_TIMEOUT)
-            self.connection.sendall(answer)
-            self.connection.shutdown(socket.SHUT_WR)
+            self._send(self.wfile.getvalue())
         except OSError as problem:
             log.debug("%s went away before its answer: %s", self.client_address[0], problem)
+        for level, line in self._lines:
+            log.log(level, "%s", line)
+        known = self.route in self.ROUTES or self.route in pages.ROUTES
+        self.server.count(self.route if known else "other", self.status)
+
+    def _send(self, answer: bytes) -> None:
+        try:
+            # The usual case, and one system call: a socket that nothing was written to yet takes it all.
+            sent = self.connection.send(answer, socket.MSG_DONTWAIT) if answer else 0
+        except BlockingIOError:
+            sent = 0
+        if sent < len(answer):
+            self.connection.settimeout(WRITE_TIMEOUT)
+            self.connection.sendall(answer[sent:])
+        if self.request.has_unread:
+            self.connection.shutdown(socket.SHUT_WR)
 
     def handle(self) -> None:
         self.close_connection = True
@@ -74,8 +87,6 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             self.send_error(problem.status, problem.message)
         else:
             self.handle_one_request()
-        known = self.route in self.ROUTES or self.route in pages.ROUTES
-        self.server.count(self.route if known else "other", self.status)
 
     @property
     def route(self) -> str:
@@ -170,15 +181,20 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     def send_error(self, code, message=None, explain=None) -> None:
         super().send_error(code, None if message is None else status_line_text(message), explain)
 
+    def date_time_string(self, timestamp=None) -> str:
+        return self.server.date_header() if timestamp is None else super().date_time_string(timestamp)
+
     def send_response(self, code, message=None) -> None:
         self.status = int(code)
         super().send_response(code, message)
 
     def log_request(self, code="-", size="-") -> None:
         # Those who look after the server ask every few seconds.
-        if self.command == "GET" and self.status == 200:
-            return log.debug('%s - "%s" %s', self.client_address[0], self.requestline, self.status)
-        super().log_request(code, size)
+        level = logging.DEBUG if self.command == "GET" and self.status == 200 else logging.INFO
+        self._say(level, f'"{self.requestline}" {self.status} {size}')
 
     def log_message(self, format: str, *args) -> None:
-        log.info("%s - %s", self.client_address[0], format % args)
+        self._say(logging.INFO, format % args)
+
+    def _say(self, level: int, text: str) -> None:
+        self._lines.append((level, f"{self.client_address[0]} - {text}"))

@@ -17,7 +17,7 @@ HEAD_LIMIT = 256 << 10  # bytes
 LINE_LIMIT = 65536  # bytes; the standard library's
 DRAIN_TIME = 1.0  # s to go on reading from a client that was answered early
 SWEEP = 0.25  # s between two looks at the deadlines
-RECEIVE = 256 << 10  # bytes
+RECEIVE = 64 << 10  # bytes
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 # Header lines as RFC 9112 has them, and none that two readers could read in two ways: no folding, no blank
@@ -79,9 +79,9 @@ class Connection:
         """Whether closing now could cut the answer off: the client may have sent more than was read."""
         return self.problem is not None or len(self._buffer) > (self._end or self._head_end)
 
-    def receive(self) -> bool:
+    def receive(self, flags: int = 0) -> bool:
         """Read once from the socket; True when the request is ready.  Raises OSError (TimeoutError, BlockingIOError)."""
-        data = self.sock.recv(RECEIVE)
+        data = self.sock.recv(RECEIVE, flags)
         if self.draining:
             self.ready = not data
         elif data:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 
 from data_pipeline import __version__, config, logs
 from data_pipeline.bridge import Bridge
@@ -57,6 +58,7 @@ class BridgeServer(socketserver.TCPServer):
         # Guards `_counts` and `_busy`; notified when a request is done.
         self._lock = threading.Condition()
         self._busy = 0
+        self._date = 0, ""
         self._closing = False
         self._lounge = Lounge(most, self._answer_late)
         self._late = ThreadPoolExecutor(SLOW_WORKERS, thread_name_prefix="SlowWorker")
@@ -100,6 +102,14 @@ class BridgeServer(socketserver.TCPServer):
             found.setdefault(path, {})[str(status)] = number
         return found
 
+    def date_header(self) -> str:
+        """Now, as the Date header has it; made once a second."""
+        second, text = self._date
+        if second != (now := int(time.time())):
+            text = formatdate(now, usegmt=True)
+            self._date = now, text
+        return text
+
     def _work(self) -> None:
         while not self._closing:
             try:
@@ -113,10 +123,14 @@ class BridgeServer(socketserver.TCPServer):
 
     def _begin(self, connection: Connection) -> None:
         """Answer a client that sends its request at once; the others go to the lounge."""
-        connection.sock.settimeout(PROMPT)
         try:
-            while not connection.receive():
-                pass
+            try:
+                while not connection.receive(socket.MSG_DONTWAIT):  # most often it is here already
+                    pass
+            except BlockingIOError:
+                connection.sock.settimeout(PROMPT)
+                while not connection.receive():
+                    pass
         except TimeoutError:
             return self._lounge.add(connection)
         except OSError:

@@ -23,8 +23,8 @@ from data_pipeline.rows import Rows
 log = logging.getLogger("webhook")
 
 BATCH = 128  # records a session
-GAP = 0.1  # s that the file is free between two sessions, however much there is to do
-CHECKPOINT_INTERVAL = 30.0  # s, at the most, between a commit and its checkpoint
+GAP = 0.06  # s that the file is free between two sessions, however much there is to do
+CHECKPOINT_INTERVAL = 60.0  # s, at the most, between a commit and its checkpoint
 CHECKPOINT_BYTES = 2 << 20  # of write-ahead log; each opening of the file reads it
 BUSY_WAIT = 1.0  # s to try for before it is reported
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
@@ -68,6 +68,7 @@ class Loader:
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
         self._checkpoint_due = 0.0
+        self._closed = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="Loader", daemon=True)
 
@@ -94,8 +95,10 @@ class Loader:
             # Looked at before the step: what comes to be in between is for the next one.
             last = self._stopping.is_set()
             more = self._try_step()
-            if more or self.trouble:
-                time.sleep(GAP if self.trouble or not last else 0.0)
+            if more:
+                continue
+            if self.trouble:
+                time.sleep(GAP)
             elif last and self.safe == self.position:
                 return
             elif not last:
@@ -153,6 +156,8 @@ class Loader:
         if self.safe == self.position:
             self._checkpoint_due = time.monotonic() + CHECKPOINT_INTERVAL
         checkpoint = self._must_checkpoint()
+        if not self._stopping.is_set():  # the gap; what is above was done in it
+            time.sleep(max(0.0, self._closed + GAP - time.monotonic()))
         began = time.monotonic()
         with self.database.session(BUSY_WAIT, checkpoint) as con:
             if position(con, self.journal) != self.position:
@@ -166,6 +171,7 @@ class Loader:
             self.last_link = last_id(con, "gex_history_queue")
             if checkpoint or rows.links:
                 self.queue = queue_counts(con)
+        self._closed = time.monotonic()
         self.position = self.loaded = upto
         if checkpoint:
             self.safe = upto

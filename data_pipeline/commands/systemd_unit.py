@@ -74,10 +74,10 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
-# Back in: the process that writes the database makes itself nice.
+# Back in: the process that writes the database makes itself nice, an import keeps to one core.
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallFilter=setpriority
+SystemCallFilter=setpriority sched_setaffinity
 
 [Install]
 WantedBy=multi-user.target

@@ -71,7 +71,8 @@ class HistoryImporter:
         return {"completed": self._completed, "failed": self._failed, "current": self._current}
 
     def _loop(self) -> None:
-        while not self._stopping.wait(self._settle if self._current is None else 0):
+        settle = self._settle
+        while not self._stopping.wait(settle):
             self._woken.clear()
             try:
                 job = self._queue.take()
@@ -80,8 +81,10 @@ class HistoryImporter:
                 job = None
             if job is None:
                 self._woken.wait(LOOK_EVERY)
+                settle = self._settle
             else:
                 self.work(job)
+                settle = 0.0  # the next one, at once
 
     def work(self, job: Job) -> str:
         """Do one job and finish it; returns its new status."""

@@ -67,6 +67,7 @@ class Run:
     serial = 1_700_000_000
     lock = threading.Lock()
     made = bodies(24)
+    path, good = b"/gex", b"HTTP/1.0 202"
 
     def __init__(self, port: int, clients: int, requests: int, pause: float = 0.0):
         self.pause = pause
@@ -86,15 +87,15 @@ class Run:
                 Run.serial += 1
                 serial = Run.serial
             body = self.made[serial % len(self.made)].replace(b"TIMESTAMP", b"%d" % serial, 1)
-            head = b"POST /gex HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             began = time.perf_counter()
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
-                    sock.sendall(head % len(body) + body)
+                    sock.sendall(head % (self.path, len(body)) + body)
                     answer = b""
                     while part := sock.recv(65536):
                         answer += part
-                good = answer.startswith(b"HTTP/1.0 202")
+                good = answer.startswith(self.good)
             except OSError:
                 good = False
             self.latencies.append(time.perf_counter() - began)

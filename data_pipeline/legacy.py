@@ -116,9 +116,6 @@ class Legacy:
         """Columns that the original never had."""
         return [name for lower, name in self.tables[table].items() if lower not in schema.columns(table)]
 
-    def missing_columns(self, table: str) -> list[str]:
-        return [c for c in schema.columns(table) if c not in self.tables[table]]
-
     def plain(self, table: str):
         """Batches of all rows, with our columns and types; raises NotPlain at a row that is not as our table wants it.
 

@@ -10,7 +10,6 @@ from data_pipeline.repository import schema
 from data_pipeline.trades import option_trade
 from data_pipeline.values import json_text, number, text
 
-STRIKE_COLUMNS = schema.columns("gex_bridge_strikes")
 SNAPSHOT_NUMBERS = (
     "spot", "zero_gamma", "net_gex_vol", "net_gex_oi", "major_pos_vol", "major_neg_vol", "major_pos_oi",
     "major_neg_oi", "delta_risk_reversal",

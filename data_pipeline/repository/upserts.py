@@ -57,7 +57,6 @@ def _replace_strikes(con, strikes: dict) -> None:
             column.extend(values)
     keys = pyarrow.table(dict(zip(_KEY, map(list, zip(*strikes)))))
     con.register("new_keys", keys)
-    # Most keys are new; looking first is cheaper than a delete that finds nothing.
     con.execute(f"DELETE FROM gex_bridge_strikes WHERE ({', '.join(_KEY)}) IN (SELECT {', '.join(_KEY)} FROM new_keys)")
     con.unregister("new_keys")
     _insert(con, "gex_bridge_strikes", columns)

@@ -8,7 +8,7 @@ answer must besides have a status line and headers without control characters.
 
 Where an expectation comes from stands behind it: [contract] is what this
 bridge promises, [stdlib] what http.server answers, [9110] and [9112] are the
-RFCs; [issue] is the rule that anything hostile gets a 4xx or a clean close.
+RFCs; [rule] is that anything hostile gets a 4xx or a clean close.
 """
 
 CLOSED = "closed"
@@ -298,7 +298,7 @@ BODIES = [
         False,
         {400},
     ),
-    # int() refuses these; [issue] wants a 4xx, and nothing forbids taking them
+    # int() refuses these; [rule] wants a 4xx, and nothing forbids taking them
     ("an integer of 5,000 digits", sized(ENVELOPE % (b"9" * 5000)), False, {202, 400}),
     ("only blanks for a body", sized(b" " * 1000), False, {400}),
     ("a NUL for a body", sized(b"\0"), False, {400}),
@@ -320,7 +320,7 @@ CLIENT_HELLO = (
 )
 
 OTHER_PROTOCOLS = [
-    # [issue]: a 4xx or a clean close; without a line end only the head's deadline can tell
+    # [rule]: a 4xx or a clean close; without a line end only the head's deadline can tell
     ("TLS on the plain port", CLIENT_HELLO, False, {400, 408, CLOSED}),
     ("TLS on the plain port, then the end", CLIENT_HELLO, True, {400, CLOSED}),
     ("SSH", b"SSH-2.0-OpenSSH_9.6\r\n", True, {400, CLOSED}),

@@ -3,18 +3,23 @@ acknowledgements go on; a cut or a flipped byte in a segment costs at most the r
 
 A real bridge makes the data and is killed; bytes of its database, write-ahead
 log or segment are then overwritten, cut or flipped, temporary files of a
-crash are strewn about, and a real bridge starts on it.
+crash are strewn about, and a real bridge starts on it.  Besides, one of its
+segments is cut and flipped at every byte there is, and opened as a journal.
 """
 
+import itertools
 import pathlib
 import random
 import shutil
 
 from data_pipeline.repository import segments
+from data_pipeline.repository.journal import Journal
 from tests.reliability.load import Load, check_everything_once, mark, marks
 from tests.support import RunningBridge, eventually, gex_payload, read
 
 ROUNDS, SHORT = 100, 1
+SEGMENT_BYTES = 30_000
+SHORT_STRIDE = 211  # every so many bytes in the short version
 DATABASE = "raw/gex/gex_history.duckdb"
 LEFTOVERS = ("raw/gex/.latest.json.0a1b2c.tmp~", "gex/T0/.snapshot.csv.0a1b2c.tmp~", "journal/.0000.journal.tmp~",
              "depth/T0/.x.tmp~", "raw/gex/.gex_history.duckdb.0a1b2c.tmp~.wal")
@@ -117,6 +122,46 @@ class Damaged:
         self._only_one_is_missing(bridge, content[:at] if cut else None)
         self.cuts, self.flips = self.cuts + cut, self.flips + (not cut)
 
+    def every_byte(self, stride: int) -> int:
+        """Cut the newest segment at each byte, and flip it; how many bytes there were."""
+        path = max((self.origin / "journal").glob("*.journal"))
+        whole = path.read_bytes()
+        whole = whole[: whole.rindex(segments.MARK, 0, SEGMENT_BYTES)]
+        journal = self.folder / "journal"
+        journal.mkdir()
+        records, damage = self._read_back(journal, path.name, whole)
+        ends = list(itertools.accumulate((segments.RECORD.size + len(r.payload) for r in records), initial=segments.HEADER_BYTES))
+        assert len(records) > 5 and not damage and ends[-1] == len(whole)
+        tried = range(0, len(whole), stride)
+        for at in tried:
+            complete = sum(end <= at for end in ends[1:])
+            torn = whole[ends[complete] : at]
+            kept, damage = self._read_back(journal, path.name, whole[:at])
+            assert kept == records[:complete] and [d.raw for d in damage] == ([torn] if torn else []), f"cut at {at}"
+            kept, damage = self._read_back(journal, path.name, flipped(whole, at))
+            hit = records[complete : complete + (at >= segments.HEADER_BYTES)]
+            assert kept == [r for r in records if r not in hit] and len(damage) == len(hit), f"flipped at {at}"
+        return len(tried)
+
+    @staticmethod
+    def _read_back(folder: pathlib.Path, name: str, content: bytes) -> tuple[list, list]:
+        """The records, and the damaged places, of a journal with that segment, after one more record was appended to it."""
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / name).write_bytes(content)
+        journal = Journal(folder)
+        journal.open()
+        try:
+            number = journal.append(lambda: (b"following", None))
+        finally:
+            journal.close()
+        reader, found = segments.Reader(folder, segments.first_number(folder / name) - 1), []
+        while parts := reader.read(number):
+            found += parts
+        last = found.pop()
+        assert (last.number, last.payload) == (number, b"following")
+        return [p for p in found if isinstance(p, segments.Record)], [p for p in found if isinstance(p, segments.Damage)]
+
     def _only_one_is_missing(self, bridge: RunningBridge, left: bytes | None) -> None:
         found = {serial for (serial,) in read(bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks")}
         found |= set(read(bridge.database, "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_bridge_snapshots"))
@@ -140,7 +185,9 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 3) -> str:
             damaged.database(name, ending, damage)
         damaged.segment(cut=False)
         damaged.segment(cut=True)
+    tried = damaged.every_byte(SHORT_STRIDE if rounds == SHORT else 1)
     return (
         f"{damaged.moved + damaged.kept} damaged databases: {damaged.moved} moved aside and filled anew, {damaged.kept} where"
-        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each, {damaged.cuts} cuts at most the torn one"
+        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each, {damaged.cuts} cuts at most the torn one;"
+        f" so did a cut at, and a flip of, each of {tried:,} bytes of a segment"
     )

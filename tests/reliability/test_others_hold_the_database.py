@@ -1,28 +1,19 @@
 """The database open elsewhere costs time, and nothing else."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
 
 from tests.reliability.load import Load, check_everything_once
+from tests.reliability.others import hold
 from tests.support import RunningBridge, eventually, gex_payload, read
-
-HOLD = """
-import duckdb, sys
-con = duckdb.connect(sys.argv[1])
-print("held", flush=True)
-sys.stdin.readline()
-con.close()
-"""
 
 
 def test_while_another_process_has_it_open_for_writing_requests_go_on_and_the_rows_come_later(tmp_path):
     with RunningBridge(tmp_path / "data", LOAD_INTERVAL="0.05") as bridge:
         assert bridge.post("/gex", gex_payload()) == 202
         eventually(lambda: bridge.rows("SELECT count(*) FROM gex_bridge_snapshots")[0][0] == 1)
-        holder = eventually(lambda: _hold(bridge))
+        holder = hold(bridge.database)
         load = Load(bridge, clients=4).start()
         eventually(lambda: load.count > 300)
         # The files do not wait for the database.
@@ -38,20 +29,11 @@ def test_while_another_process_has_it_open_for_writing_requests_go_on_and_the_ro
     assert bridge.log.count("records wait in the journal") == 1
 
 
-def _hold(bridge: RunningBridge):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(bridge.database)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    if holder.stdout.readline() == "held\n":
-        return holder
-    holder.communicate()
-    return None
-
-
 def test_a_bridge_that_starts_and_stops_while_another_process_holds_the_database_loses_nothing(tmp_path):
     bridge = RunningBridge(tmp_path / "data", STOP_TIMEOUT="2")
     with bridge:
         assert bridge.post("/uw", {"serial": "before"}) == 200
-    holder = _hold(bridge)
+    holder = hold(bridge.database)
     with bridge:
         assert bridge.post("/uw", {"serial": "during"}) == 200
         assert bridge.stop() == 0

@@ -6,6 +6,7 @@ back to those lengths and the journal is read again from there.  The note is
 JSON: `{"journal": id, "position": number, "lengths": {path under DATA_DIR: bytes}}`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ class AppendedFiles:
         self.position = 0
         self.noted = 0
         self._lengths: dict[str, int] = {}
+        self._torn: dict[str, int] = {}  # what an append that failed left too long, and how long it was before
 
     def open(self) -> int:
         """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""
@@ -55,7 +57,7 @@ class AppendedFiles:
         failed = {}
         for name, content in lines.items():
             try:
-                _append(self.root / name, content)
+                self._append(name, content)
             except OSError as problem:
                 failed[name] = problem
         return failed
@@ -69,6 +71,35 @@ class AppendedFiles:
         """Note the position now, if it is not noted yet.  Raises OSError."""
         if self.noted != self.position:
             self._write_note({})
+
+    def _append(self, name: str, content: bytes) -> None:
+        path = self.root / name
+        atomic.make_folder(path.parent)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._cut_back(fd, name)
+            before = os.fstat(fd).st_size
+            if before and os.pread(fd, 1, before - 1) != b"\n":
+                content = b"\n" + content  # a line behind a torn one would be lost with it
+            self._torn[name] = before
+            try:
+                atomic.write_all(fd, content)
+                os.fdatasync(fd)
+                if not before:  # new, or left empty by an attempt that failed
+                    atomic.fsync_folder(path.parent)
+            except OSError:
+                # All of it comes again, so nothing of it may stay; if that fails too, the next attempt begins with it.
+                with contextlib.suppress(OSError):
+                    self._cut_back(fd, name)
+                raise
+            del self._torn[name]
+        finally:
+            os.close(fd)
+
+    def _cut_back(self, fd: int, name: str) -> None:
+        if name in self._torn:
+            os.ftruncate(fd, min(self._torn[name], os.fstat(fd).st_size))
+            del self._torn[name]
 
     def _write_note(self, lengths: dict[str, int]) -> None:
         note = {"journal": self.journal, "position": self.position, "lengths": lengths}
@@ -96,22 +127,3 @@ def read_note(path: pathlib.Path, journal: str) -> tuple[int, dict[str, int]]:
 
 def _size(path: pathlib.Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _append(path: pathlib.Path, content: bytes) -> None:
-    atomic.make_folder(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        before = os.fstat(fd).st_size
-        if before and os.pread(fd, 1, before - 1) != b"\n":
-            content = b"\n" + content  # a line behind a torn one would be lost with it
-        try:
-            atomic.write_all(fd, content)
-            os.fdatasync(fd)
-        except OSError:
-            os.ftruncate(fd, before)
-            raise
-    finally:
-        os.close(fd)
-    if not before:  # new, or left empty by an attempt that failed
-        atomic.fsync_folder(path.parent)

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import tempfile
 
 import pytest
 
+from data_pipeline import atomic
 from data_pipeline.appended import AppendedFiles
 from tests.support import PATIENCE, ROOT
 
@@ -156,6 +158,28 @@ def test_a_file_that_cannot_be_written_leaves_the_others_and_itself_as_they_were
     assert files.append({"long.jsonl": b"y\n", "new.jsonl": b"z\n"}) == {}
     assert (tmp_path / "long.jsonl").read_bytes() == b"x" * 2000 + b"\ny\n"
     assert (tmp_path / "new.jsonl").read_bytes() == b"z\n"
+
+
+@pytest.mark.parametrize("cut_fails", [False, True])
+def test_lines_whose_folder_cannot_be_made_durable_come_again_and_are_there_once(tmp_path, monkeypatch, cut_fails):
+    (tmp_path / "b").mkdir()
+    files = opened(tmp_path)
+    files.append({"a.jsonl": b"0\n"})
+
+    def fails(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        real = atomic.fsync_folder
+        broken.setattr(atomic, "fsync_folder", lambda folder: fails() if folder.name == "b" else real(folder))
+        if cut_fails:
+            broken.setattr(os, "ftruncate", fails)
+        assert list(files.append({"a.jsonl": b"1\n", "b/b.jsonl": b"1\n"})) == ["b/b.jsonl"]
+        assert list(files.append({"b/b.jsonl": b"1\n"})) == ["b/b.jsonl"]
+    assert files.append({"b/b.jsonl": b"1\n"}) == {}
+    assert files.append({"b/b.jsonl": b"2\n"}) == {}
+    assert (tmp_path / "b/b.jsonl").read_bytes() == b"1\n2\n"
+    assert (tmp_path / "a.jsonl").read_bytes() == b"0\n1\n"
 
 
 def test_where_the_note_cannot_be_written_nothing_is_appended(tmp_path):

@@ -218,8 +218,7 @@ class Loader:
                 self._apply_halves(con, half, again)
 
     def _put_aside(self, number: int, problem: Exception) -> None:
-        self.set_aside += 1
-        self.source.set_aside(number, f"{type(problem).__name__}: {problem}")
+        self.set_aside += self.source.set_aside(number, f"{type(problem).__name__}: {problem}")
 
     def _report(self, problem: Exception) -> None:
         """A line at most once a minute; the records wait in the journal."""

@@ -109,6 +109,7 @@ class Source:
         self._names_damage = names_damage
         self._reader: segments.Reader | None = None
         self._raw: dict[int, bytes] = {}
+        self._kept: set[int] = set()  # of the records that are not done yet: they may be read again
 
     def read(self, after: int, most: int) -> list[tuple[int, object]]:
         """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
@@ -117,11 +118,11 @@ class Source:
         """
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
-        found, self._raw = [], {}
+        found, self._raw, self._kept = [], {}, {number for number in self._kept if number > after}
         for part in self._reader.read(min(self._progress.durable, self.bound()), most):
             if isinstance(part, segments.Damage):
                 if self._names_damage:
-                    self._aside.keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
+                    self._keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
                 continue
             self._raw[part.number] = part.payload
             try:
@@ -134,6 +135,13 @@ class Source:
             found.append((self._reader.position, None))
         return found
 
-    def set_aside(self, number: int, reason: str) -> None:
-        """Keep a record of the last `read` that cannot be used, and name it."""
-        self._aside.keep(number, reason, self._raw.get(number, b""))
+    def set_aside(self, number: int, reason: str) -> bool:
+        """Keep a record of the last `read` that cannot be used, and name it; False if that was done before."""
+        return self._keep(number, reason, self._raw.get(number, b""))
+
+    def _keep(self, number: int, reason: str, raw: bytes) -> bool:
+        if number in self._kept:
+            return False
+        self._aside.keep(number, reason, raw)
+        self._kept.add(number)
+        return True

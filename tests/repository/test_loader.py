@@ -218,6 +218,20 @@ def test_while_another_process_has_the_database_records_wait_and_are_loaded_afte
     assert caplog.text.count("records wait in the journal") == 1, "a line at most once a minute"
 
 
+def test_a_record_that_cannot_be_loaded_is_set_aside_once_however_often_its_batch_is_tried(rig, monkeypatch):
+    monkeypatch.setattr(loader_module, "BUSY_WAIT", 0.05)
+    rig.post(*webhooks(1))
+    rig.loader.start()
+    rig.wait()
+    with held_by_another_process(rig.path):
+        rig.post(*webhooks(2), POISON["no object"], POISON["none of ours"], *webhooks(3))
+        eventually(lambda: rig.loader.busy >= 3)
+    rig.wait()
+    assert posted(rig) == [1, 2, 3]
+    assert sorted(line["record"] for line in rig.kept) == [3, 4]
+    assert rig.loader.set_aside == 1 and rig.aside.count == 2
+
+
 def test_a_database_taken_away_is_begun_anew_with_what_the_journal_has(rig):
     rig.post(*webhooks(1, 2))
     rig.loader.start()

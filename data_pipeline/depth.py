@@ -3,12 +3,12 @@
 import json
 import logging
 import queue
-import threading
 import time
 from dataclasses import dataclass, field
 
 from data_pipeline import times
 from data_pipeline.appended import AppendedFiles
+from data_pipeline.background import Background
 from data_pipeline.names import folder_name
 from data_pipeline.records import Gex
 
@@ -59,8 +59,8 @@ def depth_event(number: int, record: Gex) -> DepthEvent:
     return DepthEvent(number, name, line.encode("ascii") + b"\n")
 
 
-class DepthPersistor:
-    """Writes depth events in batches, from a thread of its own.
+class DepthPersistor(Background):
+    """Writes depth events in batches; `stop` writes what is queued.
 
     Flushed at FLUSH_EVENTS or after FLUSH_INTERVAL; a file that cannot be
     written is tried again after RETRY_PAUSE, RETRIES times, and then its
@@ -69,6 +69,7 @@ class DepthPersistor:
     """
 
     def __init__(self, files: AppendedFiles, clock=time.monotonic):
+        super().__init__("DepthPersistor")
         self.files = files
         self.clock = clock
         self.enqueued = self.written = self.dropped = self.retried = self.dead_lettered = 0
@@ -76,11 +77,6 @@ class DepthPersistor:
         self._retries: dict[str, _Retry] = {}
         self._last = files.position
         self.trouble = ""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="DepthPersistor", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def enqueue(self, event: DepthEvent) -> bool:
         """Hand over an event; False if there was no room for PUT_WAIT seconds: it is dropped here, and counted.
@@ -95,15 +91,11 @@ class DepthPersistor:
         self.enqueued += 1
         return True
 
-    def stop(self, timeout: float) -> bool:
-        """Write what is queued; True if the thread ended in time."""
-        self._stopping.set()
+    def _wake(self) -> None:
         try:
             self._queue.put_nowait(None)
         except queue.Full:
             pass  # it is awake anyway
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         return {

@@ -11,11 +11,11 @@ import json
 import logging
 import math
 import pathlib
-import threading
 import time
 
 from data_pipeline import atomic, times
 from data_pipeline.appended import AppendedFiles
+from data_pipeline.background import Background
 from data_pipeline.depth import DepthEvent, DepthPersistor, depth_event
 from data_pipeline.names import folder_name
 from data_pipeline.records import Gex
@@ -181,13 +181,14 @@ def read_latest(root: pathlib.Path) -> list[TickerSnapshot]:
         return []
 
 
-class FilesWriter:
-    """Journal → spot series and views, and events for the DepthPersistor, on a thread of its own.
+class FilesWriter(Background):
+    """Journal → spot series and views, and events for the DepthPersistor; `stop` brings them up to the journal's end.
 
     source: the journal's decoded records, see `repository.source`.
     """
 
     def __init__(self, root: pathlib.Path, source, spots: AppendedFiles, depth: DepthPersistor):
+        super().__init__("FilesWriter")
         self.root = root
         self.source = source
         self.spots = spots
@@ -199,17 +200,6 @@ class FilesWriter:
         # What was handed on already, where a step has to be done again.
         self._spotted = spots.position
         self._offered = depth.files.position
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="FilesWriter", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        """Bring the files up to the journal's end; True if that was done in time."""
-        self._stopping.set()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from urllib.parse import quote, urlsplit
 
 from data_pipeline import __version__, atomic, names, times, web
+from data_pipeline.background import Background
 
 SYMBOLS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
@@ -160,34 +161,21 @@ def _utc_now() -> str:
     return datetime.now(timezone.utc).isoformat()
 
 
-class _Rounds:
+class _Rounds(Background):
     """Jobs that one thread does again and again.
 
     Each job has a pause of its own: after a failure it doubles, up to
     LONGEST_PAUSE, after a success it is what it was.  So one that fails costs
     the others nothing but its time limit.  A 429 that names a pause holds all.
+    A request that hangs may outlast `stop`, but what it brings is thrown away.
     """
 
     def __init__(self, name: str, client: GexBotClient):
+        super().__init__(name)
         self._name, self._client = name, client
         self._jobs: dict = {}  # what it is called in the log -> callable
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._counts = {"done": 0, "failed": 0}  # changed by the thread only
         self._failures: dict = {}  # job -> failures in a row; likewise
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        """Start nothing more; True if the thread has ended within `timeout` seconds.
-
-        A request that hangs may outlast it, but what it brings is thrown away.
-        """
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         """done, failed: jobs so far; failing: jobs whose last try failed."""
@@ -201,7 +189,7 @@ class _Rounds:
         self._failures = dict.fromkeys(self._jobs, 0)
         while due:
             job = min(due, key=due.get)
-            if self._stop.wait(max(0.0, due[job] - time.monotonic())):
+            if self._stopping.wait(max(0.0, due[job] - time.monotonic())):
                 return
             retry_after = self._do(job)
             now = time.monotonic()
@@ -265,7 +253,7 @@ class Poller(_Rounds):
 
     def _take(self, symbol: str, endpoint: str, kind: str, fetch) -> None:
         payload = fetch(symbol)
-        if not self._stop.is_set():
+        if not self._stopping.is_set():
             envelope = {"topic": "gex", "ticker": symbol, "endpoint": endpoint, "kind": kind, "received_at": _utc_now()}
             self._deliver({**envelope, "payload": payload})
 
@@ -288,7 +276,7 @@ class StatusRefresher(_Rounds):
 
     def _refresh(self, symbol: str) -> None:
         reply = self._client.latest(symbol)
-        if not self._stop.is_set():
+        if not self._stopping.is_set():
             status = {**reply, "timestamp": self._now().astimezone(timezone.utc).isoformat()}
             path = self._folder / names.folder_name(f"{symbol.lower()}_gex_status.json")
             # Made anew within a minute, so it need not survive a power cut.

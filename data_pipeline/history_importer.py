@@ -11,6 +11,7 @@ import threading
 import time
 
 from data_pipeline import download
+from data_pipeline.background import Background
 from data_pipeline.history_queue import Job
 from data_pipeline.lake.layout import LakeNameError, encoded
 
@@ -23,7 +24,7 @@ LOOK_EVERY = 30.0
 IMPORT_TIME = 3600.0
 
 
-class HistoryImporter:
+class HistoryImporter(Background):
     """Takes jobs from `queue` one at a time, oldest first, and finishes them.
 
     queue: an object with `take() -> Job | None` and `finish(job_id, status,
@@ -36,41 +37,33 @@ class HistoryImporter:
     """
 
     def __init__(self, queue, data_dir: pathlib.Path, hosts: tuple[str, ...], max_bytes: int, settle: float = 0.0):
+        super().__init__("HistoryImporter")
         self._settle = settle
         self._queue, self._data_dir, self._hosts = queue, data_dir, hosts
         self._limits = download.Limits(bytes=max_bytes)
-        self._stopping, self._woken = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="HistoryImporter", daemon=True)
+        self._woken = threading.Event()
         self._lock = threading.Lock()  # guards the two below, which `stop` ends
         self._download: download.Download | None = None
         self._child: subprocess.Popen | None = None
         self._completed = self._failed = 0
         self._current: int | None = None
 
-    def start(self) -> None:
-        self._thread.start()
-
     def wake(self) -> None:
         """There is a new row; to be called from any thread."""
         self._woken.set()
 
-    def stop(self, timeout: float) -> bool:
-        """End what is going on; True if the thread finished in time."""
-        self._stopping.set()
+    def _wake(self) -> None:
         self._woken.set()
         with self._lock:
             if self._download is not None:
                 self._download.cancel("stopped")
             if self._child is not None:
                 self._child.terminate()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         return {"completed": self._completed, "failed": self._failed, "current": self._current}
 
-    def _loop(self) -> None:
+    def _run(self) -> None:
         settle = self._settle
         while not self._stopping.wait(settle):
             self._woken.clear()

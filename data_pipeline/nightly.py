@@ -7,45 +7,39 @@ import sys
 import threading
 from datetime import datetime, timedelta
 
+from data_pipeline.background import Background
+
 log = logging.getLogger("webhook")
 
 AT_HOUR = 3  # local time: no market is open, and the day that closed at midnight UTC is whole
 
 
-class NightlyArchive:
-    """Runs `archive --keep-days` at AT_HOUR each night, on a thread of its own; `stop` ends a run that is going on.
+class NightlyArchive(Background):
+    """Runs `archive --keep-days` at AT_HOUR each night; `stop` ends a run that is going on.
 
     A run that is ended, or fails, loses nothing and is done again the next night.
     """
 
     def __init__(self, data_dir, keep_days: int, now=datetime.now):
+        super().__init__("NightlyArchive")
         self._command = [
             sys.executable, "-m", "data_pipeline", "archive", "--keep-days", str(keep_days), "--json",
             "--data-dir", str(data_dir),
         ]
         self._now = now
-        self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards `_child`
         self._child: subprocess.Popen | None = None
         self._done = self._failed = 0
-        self._thread = threading.Thread(target=self._loop, name="NightlyArchive", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        self._stopping.set()
+    def _wake(self) -> None:
         with self._lock:
             if self._child is not None:
                 self._child.terminate()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         return {"done": self._done, "failed": self._failed}
 
-    def _loop(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.wait(seconds_until_night(self._now())):
             self.run()
 

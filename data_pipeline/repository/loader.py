@@ -7,13 +7,13 @@ is lost but time.
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 
 import duckdb
 import pyarrow
 
+from data_pipeline.background import Background
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
     Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position, queue_counts,
@@ -40,8 +40,8 @@ class DatabaseChanged(Exception):
     """Somebody put another file in its place."""
 
 
-class Loader:
-    """The only writer of the database while the server runs, on a thread of its own.
+class Loader(Background):
+    """The only writer of the database while the server runs; `stop` loads what there is.
 
     source: the journal's decoded records; journal: its id; interval: least
     seconds between the beginnings of two sessions; views: returns the SQL that
@@ -52,6 +52,7 @@ class Loader:
     """
 
     def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
+        super().__init__("Loader")
         self.database = database
         self.source = source
         self.journal = journal
@@ -69,17 +70,6 @@ class Loader:
         self._said = -MESSAGE_PAUSE
         self._checkpoint_due = 0.0
         self._closed = 0.0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="Loader", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> bool:
-        """Load what there is; True if that was done in time."""
-        self._stopping.set()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def stats(self) -> dict:
         return {

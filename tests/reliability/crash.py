@@ -28,8 +28,8 @@ CHECK_EVERY = 50  # rounds
 # whose timestamp is in the keys of the snapshots behind them.
 SECONDS_A_ROUND = 4800
 FIRST = 2
-ENDPOINTS = 8
-ARCHIVED = 30.0  # s, in which an archive run must end
+ENDPOINTS = 4
+ARCHIVED = 300.0  # s, in which an archive run must end
 
 # Whom, where and how often at most before: rules of shim.c without the count.
 SERVER_STAGES = (

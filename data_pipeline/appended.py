@@ -38,6 +38,8 @@ class AppendedFiles:
         """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""
         self.position, lengths = read_note(self.note, self.journal)
         self.noted = self.position
+        if self.position:  # who was killed may have been about to: the journal lets go of what is noted
+            atomic.fsync_folder(self.note.parent)
         for name, length in lengths.items():
             path = self.root / name
             if path.exists() and path.stat().st_size > length:

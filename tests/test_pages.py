@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.reliability.test_others_hold_the_database import _hold
+from tests.reliability.others import hold
 from tests.support import RunningBridge, eventually, gex_payload, request, status_of
 
 PAGES = ("/health", "/ready", "/status", "/metrics")
@@ -55,7 +55,7 @@ def writer_of(bridge) -> int:
 @contextlib.contextmanager
 def held_database(bridge):
     """Another process has it open for writing."""
-    holder = eventually(lambda: _hold(bridge))
+    holder = hold(bridge.database)
     try:
         yield holder
     finally:

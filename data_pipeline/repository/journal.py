@@ -95,7 +95,24 @@ class Journal:
             raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
         atomic.clean(self.folder, f"*{segments.ENDING}")
         self.id, self.durable, self.first_link = find_end(self.folder)
+        self._sync_end()
         self._next = self.durable + 1
+
+    def _sync_end(self) -> None:
+        """Make durable what a killed process wrote last: read as part of the journal, it must not go with the power.
+
+        Nobody was told that it is there, so a disk that says no is no reason not to start.
+        """
+        try:
+            for path in segments.list_segments(self.folder)[-1:]:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            atomic.fsync_folder(self.folder)
+        except OSError as problem:
+            log.error("the journal's end cannot be made durable: %a", str(problem))
 
     @property
     def position(self) -> int:

@@ -33,6 +33,7 @@ class File:
     def __init__(self):
         self.seen = bytearray()
         self.synced = b""
+        self.synced_at = -1  # when the fsync began that made it so
 
 
 class Disk:
@@ -44,6 +45,7 @@ class Disk:
         self.synced_names: dict[str, File | None] = {}
         self._open: dict[tuple[int, int], list] = {}  # (process, descriptor) → [path, File or None, append, offset]
         self._syncing: dict[int, tuple] = {}
+        self._folders_synced_at: dict[str, int] = {}
 
     def begin(self, call: Call) -> None:
         """An fsync covers what was written before it began."""
@@ -65,9 +67,11 @@ class Disk:
 
     def _fsync(self, call: Call) -> bool:
         what, content = self._syncing.pop(id(call), (None, None))
-        if isinstance(what, File):
-            what.synced = content
-        elif what is not None:
+        # One that began later, and has ended, covered more.
+        if isinstance(what, File) and call.began > what.synced_at:
+            what.synced, what.synced_at = content, call.began
+        elif isinstance(what, str) and call.began > self._folders_synced_at.get(what, -1):
+            self._folders_synced_at[what] = call.began
             kept = {p: f for p, f in self.synced_names.items() if not (p.startswith(what) and "/" not in p[len(what):])}
             self.synced_names = {**kept, **content}
         return what is not None

@@ -168,6 +168,34 @@ def test_after_a_restart_it_goes_on_under_the_same_id(journal):
     again.close()
 
 
+def test_what_a_killed_process_wrote_last_is_made_durable_before_it_counts(journal, monkeypatch):
+    append(journal, b"one")
+    path = segments.list_segments(journal.folder)[-1]
+    journal.close()
+    with open(path, "ab") as file:  # written, and killed before the fsync: no one was told, but the next reader sees it
+        file.write(segments.encode_record(2, b"two"))
+    synced, real = [], os.fdatasync
+    again = Journal(journal.folder)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    again.open()
+    assert again.durable == 2
+    assert synced[-2:] == [str(path), str(journal.folder)]
+    again.close()
+
+
+def test_a_disk_that_says_no_when_the_end_is_made_durable_keeps_nobody_from_starting(journal, monkeypatch, caplog):
+    append(journal, b"one")
+    journal.close()
+    again = Journal(journal.folder)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", lambda fd: os.fsync(1 << 20))
+        again.open()
+    assert "the journal's end cannot be made durable: '[Errno 9]" in caplog.text
+    assert append(again, b"two") == 2
+    again.close()
+
+
 def test_what_build_raises_goes_to_its_caller_and_leaves_no_number_behind(journal):
     def build():
         raise LookupError("no such thing")

@@ -123,6 +123,7 @@ class Crashes:
 
     def _archive_dies(self, environment: dict[str, str]) -> None:
         """An archive run beside the load, which dies at its stage, or soon, or is through before."""
+        eventually(self.bridge.database.exists)
         run = self._archive(environment)
         try:
             run.wait(ARCHIVED if environment else self.chance.uniform(0.3, 2.0))

@@ -1,9 +1,11 @@
 """A real bridge for tests: its own process, port and data folder."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -29,15 +31,36 @@ def eventually(condition, what: str = "", patience: float = PATIENCE):
 
 def raw_exchange(port: int, request: bytes, timeout: float = PATIENCE) -> bytes:
     """Send bytes, return every byte that comes back until the server closes."""
+    return exchange(port, request, timeout=timeout)[0]
+
+
+def exchange(port: int, raw: bytes, half_close: bool = False, timeout: float = PATIENCE) -> tuple[bytes, bool]:
+    """Send bytes, and then the end if half_close; what comes back until the server closes, and whether it reset instead.
+
+    Raises TimeoutError for neither.
+    """
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
-        sock.sendall(request)
-        answer = b""
         try:
+            sock.sendall(raw)
+            if half_close:
+                sock.shutdown(socket.SHUT_WR)
             while part := sock.recv(65536):
                 answer += part
-        except ConnectionResetError:
-            pass
-        return answer
+        except (ConnectionResetError, BrokenPipeError):
+            return answer, True
+    return answer, False
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int):
+    """A real failure of write(2): no file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def request(path: str, body: bytes, method: str = "POST", headers: str = "") -> bytes:
@@ -103,7 +126,7 @@ class RunningBridge:
 
     def _listening(self):
         if self.process.poll() is not None:
-            raise AssertionError(f"the bridge ended with {self.process.returncode}:\n{self.log}")
+            raise AssertionError(f"the bridge ended with {self.process.returncode}:\n{self.log[self._from :][-2000:]}")
         return re.search(r"Starting GEX bridge on \S+:(\d+)", self.log[self._from :])
 
     def send(self, raw: bytes) -> bytes:

@@ -1,9 +1,7 @@
-import contextlib
 import errno
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,7 @@ import pytest
 
 from data_pipeline import atomic
 from data_pipeline.appended import AppendedFiles
-from tests.support import PATIENCE, ROOT
+from tests.support import PATIENCE, ROOT, files_limited_to
 
 JOURNAL = "0123456789abcdef" * 2
 # What is to be in the files: (number of the last record, {file: lines}).
@@ -123,16 +121,6 @@ def test_a_line_behind_a_torn_one_begins_on_a_line_of_its_own(tmp_path):
     assert files.append({"foreign.jsonl": b"1\n"}) == {}
     assert files.append({"foreign.jsonl": b"2\n"}) == {}
     assert (tmp_path / "foreign.jsonl").read_bytes() == FOREIGN + b"\n1\n2\n"
-
-
-@contextlib.contextmanager
-def files_limited_to(size):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_others_and_itself_as_they_were(tmp_path):

@@ -1,11 +1,9 @@
 """Requests that no honest client sends: an answer or a clean close in time, and a server that goes on."""
 
-import socket
-
 import pytest
 
 from tests.hostile_requests import CLOSED, REQUESTS
-from tests.support import RunningBridge, gex_payload
+from tests.support import RunningBridge, exchange, gex_payload
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +19,7 @@ def hardened(tmp_path_factory):
 
 @pytest.mark.parametrize("raw, half_close, expected", [r[1:] for r in REQUESTS], ids=[r[0] for r in REQUESTS])
 def test_it_is_answered_or_closed_cleanly(hardened, raw, half_close, expected):
-    answer, reset = b"", False
-    with socket.create_connection(("127.0.0.1", hardened.port), timeout=5) as sock:
-        try:
-            sock.sendall(raw)
-            if half_close:
-                sock.shutdown(socket.SHUT_WR)
-            while part := sock.recv(65536):
-                answer += part
-        except (ConnectionResetError, BrokenPipeError):
-            reset = True
+    answer, reset = exchange(hardened.port, raw, half_close, timeout=5)
     if not answer:
         assert CLOSED in expected and not reset
         return

@@ -84,7 +84,8 @@ class Crashes:
         if not way.startswith("archive"):
             self.bridge.environment.update(dies)
         began = time.monotonic()
-        self.bridge.start()
+        if not self._start(dies):
+            return
         load = Load(self.bridge, clients=4, first=FIRST + number * SECONDS_A_ROUND, endpoints=ENDPOINTS).start()
         try:
             if way != "server stage":
@@ -99,6 +100,21 @@ class Crashes:
             load.stop()
         assert not load.refused, f"{rule}: refused with {set(load.refused)}"
         add(self.acknowledged, load.acknowledged)
+        self._has_died()
+
+    def _start(self, dies: dict[str, str]) -> bool:
+        """False where it died at its stage before it listened."""
+        try:
+            self.bridge.start()
+        except AssertionError:
+            if not dies or self.bridge.process.poll() != -signal.SIGKILL:
+                raise
+            self.at_stages += 1
+            self._has_died()
+            return False
+        return True
+
+    def _has_died(self) -> None:
         self.kills += 1
         for name in ("LD_PRELOAD", "SHIM_RULES"):
             self.bridge.environment.pop(name, None)

@@ -14,7 +14,7 @@ import time
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.support import RunningBridge, eventually, gex_payload, request, status_of
+from tests.support import RunningBridge, eventually, exchange, gex_payload, request, status_of
 
 ROUNDS, SHORT = 100_000, 300
 DRIPPING, ANNOUNCING = 500, 200
@@ -177,7 +177,10 @@ def fuzz(bridge: RunningBridge, rounds: int) -> str:
     @settings(max_examples=rounds, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(requests(), st.integers(0, 40).map(bool))
     def one(raw, half_close):
-        answer = _exchange(bridge.port, raw, half_close)
+        try:
+            answer, _ = exchange(bridge.port, raw, half_close, timeout=10)
+        except TimeoutError:
+            raise AssertionError(f"neither an answer nor a close for {raw[:200]!r}") from None
         status = status_of(answer)
         statuses[status] = statuses.get(status, 0) + 1
         if answer:
@@ -188,20 +191,6 @@ def fuzz(bridge: RunningBridge, rounds: int) -> str:
     assert process.threads <= MOST_THREADS
     by_status = ", ".join(f"{number:,} {status or 'closed'}" for status, number in sorted(statuses.items()))
     return f"{sum(statuses.values()):,} fuzzed requests ({by_status}): 0 tracebacks, 0 leaks, 0 foreign headers"
-
-
-def _exchange(port: int, raw: bytes, half_close: bool) -> bytes:
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-        try:
-            sock.sendall(raw)
-            if half_close:
-                sock.shutdown(socket.SHUT_WR)
-            while part := sock.recv(65536):
-                answer += part
-        except (ConnectionResetError, BrokenPipeError, OSError) as problem:
-            assert not isinstance(problem, TimeoutError), f"neither an answer nor a close for {raw[:200]!r}"
-    return answer
 
 
 def _is_ours(answer: bytes) -> None:

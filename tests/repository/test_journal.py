@@ -1,6 +1,5 @@
 import contextlib
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -10,7 +9,7 @@ import pytest
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse, Journal, NotDurable
 from data_pipeline.repository.segments import Reader, Record
-from tests.support import PATIENCE, ROOT, eventually
+from tests.support import PATIENCE, ROOT, eventually, files_limited_to
 
 
 @pytest.fixture
@@ -54,17 +53,6 @@ def in_threads(count, work):
         thread.join(PATIENCE)
         assert not thread.is_alive()
     return results
-
-
-@contextlib.contextmanager
-def files_limited_to(size):
-    """A real failure of write(2): no file of this process may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_record_is_on_disk_when_append_returns(journal):

@@ -1,5 +1,6 @@
 """The order of system calls: no 2xx leaves before the fsync that covers its record, no descriptor of the server is ever
-on the database once the writer runs, and no part of the journal goes before tables and files have it on disk.
+on the database once the writer runs, nor two of the writer, and no part of the journal goes before tables and files
+have it on disk.
 
 strace watches the real server and its writer under load, through a kill and a
 clean stop; each acknowledgement is then looked up in what it wrote down.
@@ -24,10 +25,12 @@ def run(rounds: int, folder: pathlib.Path) -> str:
     assert checked >= acknowledged, f"only {checked} of {acknowledged} acknowledgements were found in the trace"
     for trace in traces:
         the_server_leaves_the_database_alone(trace)
+    opened = sum(map(the_writer_has_one_descriptor_at_a_time, traces))
     gone = segments_go_last([call for trace in traces for call in trace.calls])
     assert gone, "no segment was removed; nothing is shown"
     return (
-        f"{checked:,} acknowledgements, each behind the fsync of its record; 0 descriptors of the server on the database;"
+        f"{checked:,} acknowledgements, each behind the fsync of its record; 0 descriptors of the server on the database,"
+        f" never two of the writer in {opened:,} openings;"
         f" {gone} segments removed, each behind the fsyncs of tables and files"
     )
 
@@ -75,6 +78,20 @@ def the_server_leaves_the_database_alone(trace: Trace) -> None:
     for call in trace.calls:
         if call.process == trace.server and call.began > writer_began and call.name == "openat" and call.result >= 0:
             assert ".duckdb" not in call.path, f"the server opened {call.path}"
+
+
+def the_writer_has_one_descriptor_at_a_time(trace: Trace) -> int:
+    """How often the database was opened; closing a second descriptor would drop the lock of the first."""
+    held: dict[int, set[int]] = {}
+    count = 0
+    for call in trace.calls:
+        if call.name == "openat" and call.result >= 0 and call.path.endswith("gex_history.duckdb"):
+            assert not held.get(call.process), "the database was opened twice in one process"
+            held.setdefault(call.process, set()).add(call.result)
+            count += 1
+        elif call.name == "close" and call.process in held:
+            held[call.process].discard(call.descriptor)
+    return count
 
 
 def segments_go_last(calls: list[Call]) -> int:

@@ -11,7 +11,7 @@ from tests.reliability.shim import Unable
 from tests.support import RunningBridge, eventually
 
 CALLS = (
-    "openat,write,pwrite64,sendto,recvfrom,fsync,fdatasync,rename,unlink,link,ftruncate,truncate,mkdir,accept4,execve,"
+    "openat,close,write,pwrite64,sendto,recvfrom,fsync,fdatasync,rename,unlink,link,ftruncate,truncate,mkdir,accept4,execve,"
     "clone,clone3,vfork,fork,connect"
 )
 STRING_LIMIT = 8_000_000  # bytes; longer ones would be cut, and that is refused below

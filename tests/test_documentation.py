@@ -58,8 +58,6 @@ def test_every_command_stands_in_the_readme_and_no_other():
 
 
 def test_the_top_level_has_what_belongs_there_and_nothing_else():
-    import subprocess
-
     listed = subprocess.run(["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     names = {name for name in listed.stdout.split() if not name.startswith(".")}
     assert names <= {"data_pipeline", "tests", "data", "setup.cfg", "setup.py", "README.md", "run_server.py"}

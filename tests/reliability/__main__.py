@@ -11,7 +11,18 @@ import traceback
 
 from tests.reliability.shim import Unable
 
-BATTERIES = ("crash", "order", "full-disk", "disk-model", "damage", "stop", "others", "hostile", "nowhere-else", "long-run")
+BATTERIES = (
+    "crash",
+    "order",
+    "full-disk",
+    "disk-model",
+    "damage",
+    "stop",
+    "others",
+    "hostile",
+    "nowhere-else",
+    "long-run",
+)
 
 
 def battery(name: str):
@@ -21,9 +32,13 @@ def battery(name: str):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description="Prove what the README promises.")
-    parser.add_argument("names", nargs="*", metavar="NAME", default=[], help=f"of {', '.join(BATTERIES)}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", default=[], help=f"of {', '.join(BATTERIES)}; all by default"
+    )
     parser.add_argument("--rounds", type=int, help="how many; each battery has its own number by default")
-    parser.add_argument("--keep", type=pathlib.Path, help="folder for data and logs, which stay there; else a temporary one")
+    parser.add_argument(
+        "--keep", type=pathlib.Path, help="folder for data and logs, which stay there; else a temporary one"
+    )
     args = parser.parse_args()
     if unknown := set(args.names) - set(BATTERIES):
         parser.error(f"no battery named {', '.join(sorted(unknown))}")

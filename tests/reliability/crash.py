@@ -33,32 +33,66 @@ ARCHIVED = 300.0  # s, in which an archive run must end
 
 # Whom, where and how often at most before: rules of shim.c without the count.
 SERVER_STAGES = (
-    ("write .journal half", 20), ("write .journal before", 20), ("fsync .journal before", 20), ("fsync .journal after", 20),
-    ("rename .journal before", 1), ("rename .journal after", 1), ("fsync data/journal before", 4),
+    ("write .journal half", 20),
+    ("write .journal before", 20),
+    ("fsync .journal before", 20),
+    ("fsync .journal after", 20),
+    ("rename .journal before", 1),
+    ("rename .journal after", 1),
+    ("fsync data/journal before", 4),
 )
 WRITER_STAGES = (
-    ("write gex_history.duckdb half", 8), ("fsync gex_history.duckdb before", 8), ("fsync gex_history.duckdb after", 8),
-    ("write .duckdb.wal half", 20), ("fsync .duckdb.wal before", 20), ("fsync .duckdb.wal after", 20),
-    ("unlink .duckdb.wal before", 2), ("unlink .duckdb.wal after", 2), ("unlink .journal before", 1), ("unlink .journal after", 1),
-    ("write latest.json half", 3), ("rename latest.json before", 3), ("rename latest.json after", 3),
-    ("rename snapshot.csv before", 8), ("write spot_series half", 5), ("fsync spot_series before", 5),
-    ("rename files.position before", 5), ("rename depth.position after", 5), ("write depth/T half", 5),
+    ("write gex_history.duckdb half", 8),
+    ("fsync gex_history.duckdb before", 8),
+    ("fsync gex_history.duckdb after", 8),
+    ("write .duckdb.wal half", 20),
+    ("fsync .duckdb.wal before", 20),
+    ("fsync .duckdb.wal after", 20),
+    ("unlink .duckdb.wal before", 2),
+    ("unlink .duckdb.wal after", 2),
+    ("unlink .journal before", 1),
+    ("unlink .journal after", 1),
+    ("write latest.json half", 3),
+    ("rename latest.json before", 3),
+    ("rename latest.json after", 3),
+    ("rename snapshot.csv before", 8),
+    ("write spot_series half", 5),
+    ("fsync spot_series before", 5),
+    ("rename files.position before", 5),
+    ("rename depth.position after", 5),
+    ("write depth/T half", 5),
 )
 ARCHIVE_STAGES = (
-    ("write strikes.parquet half", 3), ("fsync strikes.parquet before", 3), ("fsync strikes.parquet after", 3),
-    ("write snapshots.parquet half", 3), ("fsync snapshots.parquet before", 3), ("fsync snapshots.parquet after", 3),
-    ("rename strikes.parquet before", 3), ("rename strikes.parquet after", 3), ("rename snapshots.parquet before", 3),
-    ("rename snapshots.parquet after", 3), ("write .duckdb.wal half", 3), ("fsync .duckdb.wal before", 3),
-    ("fsync .duckdb.wal after", 3), ("write gex_history.duckdb half", 3), ("fsync gex_history.duckdb before", 3),
+    ("write strikes.parquet half", 3),
+    ("fsync strikes.parquet before", 3),
+    ("fsync strikes.parquet after", 3),
+    ("write snapshots.parquet half", 3),
+    ("fsync snapshots.parquet before", 3),
+    ("fsync snapshots.parquet after", 3),
+    ("rename strikes.parquet before", 3),
+    ("rename strikes.parquet after", 3),
+    ("rename snapshots.parquet before", 3),
+    ("rename snapshots.parquet after", 3),
+    ("write .duckdb.wal half", 3),
+    ("fsync .duckdb.wal before", 3),
+    ("fsync .duckdb.wal after", 3),
+    ("write gex_history.duckdb half", 3),
+    ("fsync gex_history.duckdb before", 3),
     ("unlink .duckdb.wal before", 2),
 )
-STAGES = {"server stage": SERVER_STAGES, "writer stage": WRITER_STAGES, "writer stage at stop": WRITER_STAGES,
-          "archive stage": ARCHIVE_STAGES}
+STAGES = {
+    "server stage": SERVER_STAGES,
+    "writer stage": WRITER_STAGES,
+    "writer stage at stop": WRITER_STAGES,
+    "archive stage": ARCHIVE_STAGES,
+}
 
 
 def writer_of(bridge: RunningBridge) -> int:
     """The writer's process id; 0 while there is none."""
-    found = subprocess.run(["pgrep", "-P", str(bridge.process.pid), "-f", "data_pipeline.writer"], stdout=subprocess.PIPE)
+    found = subprocess.run(
+        ["pgrep", "-P", str(bridge.process.pid), "-f", "data_pipeline.writer"], stdout=subprocess.PIPE
+    )
     return int(found.stdout.split()[0]) if found.stdout else 0
 
 
@@ -154,9 +188,24 @@ class Crashes:
         self.at_stages += died and bool(environment)
 
     def _archive(self, environment: dict[str, str]) -> subprocess.Popen:
-        command = [sys.executable, "-m", "data_pipeline", "archive", "--keep-days", "0", "--data-dir", str(self.bridge.data_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "data_pipeline",
+            "archive",
+            "--keep-days",
+            "0",
+            "--data-dir",
+            str(self.bridge.data_dir),
+        ]
         return subprocess.Popen(
-            command, env={**os.environ, **environment}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            command,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def _until(self, condition) -> bool:
         until = time.monotonic() + 1.5
@@ -189,7 +238,11 @@ class Crashes:
         assert all("damaged bytes" in line for line in log.splitlines() if "set aside" in line)
         assert "is damaged" not in log and "Traceback" not in log, log
         check_everything_once(self.bridge, self.acknowledged)
-        left = [p for p in (self.bridge.data_dir / "lake").rglob("*") if p.is_file() and (p.suffix != ".parquet" or "/." in str(p))]
+        left = [
+            p
+            for p in (self.bridge.data_dir / "lake").rglob("*")
+            if p.is_file() and (p.suffix != ".parquet" or "/." in str(p))
+        ]
         assert [p.name for p in left] in ([], [".lock"]), left
 
 

@@ -21,8 +21,13 @@ ROUNDS, SHORT = 100, 1
 SEGMENT_BYTES = 30_000
 SHORT_STRIDE = 211  # every so many bytes in the short version
 DATABASE = "raw/gex/gex_history.duckdb"
-LEFTOVERS = ("raw/gex/.latest.json.0a1b2c.tmp~", "gex/T0/.snapshot.csv.0a1b2c.tmp~", "journal/.0000.journal.tmp~",
-             "depth/T0/.x.tmp~", "raw/gex/.gex_history.duckdb.0a1b2c.tmp~.wal")
+LEFTOVERS = (
+    "raw/gex/.latest.json.0a1b2c.tmp~",
+    "gex/T0/.snapshot.csv.0a1b2c.tmp~",
+    "journal/.0000.journal.tmp~",
+    "depth/T0/.x.tmp~",
+    "raw/gex/.gex_history.duckdb.0a1b2c.tmp~.wal",
+)
 
 
 def overwritten(content: bytes, at: int, size: int, chance: random.Random) -> bytes:
@@ -94,7 +99,9 @@ class Damaged:
         assert "Traceback" not in said and "not everything was flushed" not in said, f"{name}: {said}"
         assert not list(bridge.data_dir.rglob(".*.tmp~*")), f"{name}: temporary files are still there"
         aside = list(bridge.data_dir.rglob("*.damaged-*"))
-        assert bool(aside) == ("is damaged and now lies at" in said) and all(str(a).removesuffix(".wal") in said for a in aside), said
+        assert bool(aside) == ("is damaged and now lies at" in said) and all(
+            str(a).removesuffix(".wal") in said for a in aside
+        ), said
         self.moved += bool(aside)
         self.kept += not aside
         everything = {**self.acknowledged, "gex": [*self.acknowledged["gex"], ("T0", 1_800_000_000)]}
@@ -130,7 +137,11 @@ class Damaged:
         journal = self.folder / "journal"
         journal.mkdir()
         records, damage = self._read_back(journal, path.name, whole)
-        ends = list(itertools.accumulate((segments.RECORD.size + len(r.payload) for r in records), initial=segments.HEADER_BYTES))
+        ends = list(
+            itertools.accumulate(
+                (segments.RECORD.size + len(r.payload) for r in records), initial=segments.HEADER_BYTES
+            )
+        )
         assert len(records) > 5 and not damage and ends[-1] == len(whole)
         tried = range(0, len(whole), stride)
         for at in tried:
@@ -160,11 +171,23 @@ class Damaged:
             found += parts
         last = found.pop()
         assert (last.number, last.payload) == (number, b"following")
-        return [p for p in found if isinstance(p, segments.Record)], [p for p in found if isinstance(p, segments.Damage)]
+        return [p for p in found if isinstance(p, segments.Record)], [
+            p for p in found if isinstance(p, segments.Damage)
+        ]
 
     def _only_one_is_missing(self, bridge: RunningBridge, left: bytes | None) -> None:
-        found = {serial for (serial,) in read(bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks")}
-        found |= set(read(bridge.database, "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_bridge_snapshots"))
+        found = {
+            serial
+            for (serial,) in read(
+                bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks"
+            )
+        }
+        found |= set(
+            read(
+                bridge.database,
+                "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_bridge_snapshots",
+            )
+        )
         found |= set(read(bridge.database, "SELECT id, url FROM gex_history_queue"))
         assert "new" in found
         missing = {mark(kind, item) for kind, items in self.acknowledged.items() for item in items if item not in found}

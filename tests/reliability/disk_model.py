@@ -54,7 +54,7 @@ class Disk:
             self._syncing[id(call)] = (opened[1], bytes(opened[1].seen))
         elif opened:
             here = opened[0] + "/"
-            inside = {p: f for p, f in self.names.items() if p.startswith(here) and "/" not in p[len(here):]}
+            inside = {p: f for p, f in self.names.items() if p.startswith(here) and "/" not in p[len(here) :]}
             self._syncing[id(call)] = (here, inside)
 
     def _opened(self, call: Call) -> list | None:
@@ -72,7 +72,9 @@ class Disk:
             what.synced, what.synced_at = content, call.began
         elif isinstance(what, str) and call.began > self._folders_synced_at.get(what, -1):
             self._folders_synced_at[what] = call.began
-            kept = {p: f for p, f in self.synced_names.items() if not (p.startswith(what) and "/" not in p[len(what):])}
+            kept = {
+                p: f for p, f in self.synced_names.items() if not (p.startswith(what) and "/" not in p[len(what) :])
+            }
             self.synced_names = {**kept, **content}
         return what is not None
 
@@ -154,7 +156,9 @@ class Disk:
         names = self.synced_names if way in ("all", "names") else self.names
         found = {}
         for path, file in names.items():
-            folders = [str(parent) for parent in pathlib.PurePath(path).parents if str(parent).startswith(self.root[:-1])]
+            folders = [
+                str(parent) for parent in pathlib.PurePath(path).parents if str(parent).startswith(self.root[:-1])
+            ]
             if file and all(folder in names for folder in folders):
                 content = bytes(file.seen) if way == "names" else file.synced
                 found[path[len(self.root) :]] = _mixed(file, chance) if way == "pages" else content

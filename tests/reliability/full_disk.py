@@ -51,7 +51,9 @@ def run(rounds: int, folder: pathlib.Path) -> str:
 def tmpfs(folder: pathlib.Path, size: str):
     """A file system of its own at `folder`.  Raises Unable where none may be mounted."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], stderr=subprocess.PIPE)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], stderr=subprocess.PIPE
+    )
     if mounted.returncode:
         raise Unable("a tmpfs cannot be mounted")
     try:

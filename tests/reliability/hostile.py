@@ -24,8 +24,16 @@ MOST_RATIO = 5.0
 LEAST_P99 = 0.01  # s; below that the ratio says more about the machine than about the server
 MOST_GROWTH = 64 << 20  # bytes of memory, for 200 connections that declared 6 GB
 MOST_THREADS = 60
-HEADERS = {b"Server", b"Date", b"Connection", b"Content-Type", b"Content-Length", b"Access-Control-Allow-Origin",
-           b"Access-Control-Allow-Methods", b"Access-Control-Allow-Headers"}
+HEADERS = {
+    b"Server",
+    b"Date",
+    b"Connection",
+    b"Content-Type",
+    b"Content-Length",
+    b"Access-Control-Allow-Origin",
+    b"Access-Control-Allow-Methods",
+    b"Access-Control-Allow-Headers",
+}
 BODY = b'{"ticker": "SPX", "kind": "majors", "data": {"spot": 1}}'
 
 
@@ -134,17 +142,83 @@ def announce(bridge: RunningBridge) -> str:
     return f"{ANNOUNCING} connections that declared {ANNOUNCED // 10**6} MB and sent 1 kB each: {max(0, grown) / 1e6:.1f} MB of memory"
 
 
-_WORDS = st.sampled_from([
-    b"POST", b"GET", b"OPTIONS", b"post", b"/gex", b"/uw", b"/gex_history_url", b"/", b"HTTP/1.1", b"HTTP/0.9", b" ", b"  ", b"\t",
-    b"\r\n", b"\n", b"\r", b"\0", b"\x85", b"\xff", b":", b"Content-Length", b"Transfer-Encoding", b"chunked", b"Host", b"Expect",
-    b"0", b"-1", b"+2", b"1_0", b"99999999999999999999", b"{", b"}", b"[" * 3000, b'"', b"\\ud800", b"%0d%0a", b"A" * 5000, BODY,
-]) | st.binary(max_size=20)
-_NAMES = st.sampled_from([b"Content-Length", b"content-length", b"Transfer-Encoding", b"User-Agent", b"X-Y", b"Host", b"", b"X y"])
+_WORDS = st.sampled_from(
+    [
+        b"POST",
+        b"GET",
+        b"OPTIONS",
+        b"post",
+        b"/gex",
+        b"/uw",
+        b"/gex_history_url",
+        b"/",
+        b"HTTP/1.1",
+        b"HTTP/0.9",
+        b" ",
+        b"  ",
+        b"\t",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b"\x85",
+        b"\xff",
+        b":",
+        b"Content-Length",
+        b"Transfer-Encoding",
+        b"chunked",
+        b"Host",
+        b"Expect",
+        b"0",
+        b"-1",
+        b"+2",
+        b"1_0",
+        b"99999999999999999999",
+        b"{",
+        b"}",
+        b"[" * 3000,
+        b'"',
+        b"\\ud800",
+        b"%0d%0a",
+        b"A" * 5000,
+        BODY,
+    ]
+) | st.binary(max_size=20)
+_NAMES = st.sampled_from(
+    [b"Content-Length", b"content-length", b"Transfer-Encoding", b"User-Agent", b"X-Y", b"Host", b"", b"X y"]
+)
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8) | st.sampled_from(["SPX", "gex", "snapshot", "../x"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["ticker", "kind", "data", "payload", "topic", "url", "alert", "executions", "strikes", "timestamp", "spot"])
-        | st.text(max_size=4), inner, max_size=5), max_leaves=12)
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(["SPX", "gex", "snapshot", "../x"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "ticker",
+                    "kind",
+                    "data",
+                    "payload",
+                    "topic",
+                    "url",
+                    "alert",
+                    "executions",
+                    "strikes",
+                    "timestamp",
+                    "spot",
+                ]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
 
 
 @st.composite
@@ -152,10 +226,20 @@ def requests(draw) -> bytes:
     """Bytes that are nearly a request, or not at all."""
     if (kind := draw(st.integers(0, 9))) == 0:
         return b"".join(draw(st.lists(_WORDS, max_size=30)))
-    body = draw(st.one_of(_JSON.map(lambda value: json.dumps(value).encode()), st.just(BODY), st.lists(_WORDS, max_size=6).map(b"".join)))
+    body = draw(
+        st.one_of(
+            _JSON.map(lambda value: json.dumps(value).encode()),
+            st.just(BODY),
+            st.lists(_WORDS, max_size=6).map(b"".join),
+        )
+    )
     if kind > 5:  # only the body is odd
         return request(draw(st.sampled_from(["/gex", "/uw", "/gex_history_url"])), body)
-    length = draw(st.sampled_from([b"%d" % len(body)] * 6 + [b"", b"0", b"-5", b"+2", b"1_0", b"abc", b"%d" % (len(body) + 9), b"9" * 30]))
+    length = draw(
+        st.sampled_from(
+            [b"%d" % len(body)] * 6 + [b"", b"0", b"-5", b"+2", b"1_0", b"abc", b"%d" % (len(body) + 9), b"9" * 30]
+        )
+    )
     path = draw(st.sampled_from([b"/gex", b"/uw", b"/gex_history_url", b"/gex//", b"/gex?x", b"http://h/gex"]) | _WORDS)
     lines = [draw(st.sampled_from([b"POST", b"POST", b"OPTIONS", b"GET"]) | _WORDS) + b" " + path + b" HTTP/1.1"]
     for name, value in draw(st.lists(st.tuples(_NAMES, _WORDS), max_size=4)):
@@ -174,7 +258,13 @@ def fuzz(bridge: RunningBridge, rounds: int) -> str:
     descriptors = process.descriptors
     statuses: dict[int, int] = {}
 
-    @settings(max_examples=rounds, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=rounds,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(requests(), st.integers(0, 40).map(bool))
     def one(raw, half_close):
         try:

@@ -30,7 +30,9 @@ class Load:
     uw → serial number, link → (id, url).
     """
 
-    def __init__(self, bridge: RunningBridge, clients: int, first: int = 0, pause: float = 0.0, endpoints: int = 1 << 40):
+    def __init__(
+        self, bridge: RunningBridge, clients: int, first: int = 0, pause: float = 0.0, endpoints: int = 1 << 40
+    ):
         """pause: s between a client's posts.  endpoints: how many there are; with a few, a refused post may cost a key."""
         self.bridge = bridge
         self.acknowledged = acknowledgements()
@@ -110,9 +112,12 @@ def mark(kind: str, item) -> str:
 def marks(content: bytes) -> set[str]:
     """What tells the payloads in a request or a record from each other, as `mark` makes it of an acknowledgement."""
     found = {m.decode() for m in re.findall(rb'"serial": "(\d+-\d+)"', content)}
-    found |= {m.decode() for m in re.findall(rb'https://example\.com/\d+-\d+\.json', content)}
-    for ticker, timestamp in re.findall(rb'"ticker": "(T\d+)", "kind": "\w+", "endpoint": "\w+", "received_at": "[^"]+",'
-                                        rb' "data": \{"timestamp": (\d+)', content):
+    found |= {m.decode() for m in re.findall(rb"https://example\.com/\d+-\d+\.json", content)}
+    for ticker, timestamp in re.findall(
+        rb'"ticker": "(T\d+)", "kind": "\w+", "endpoint": "\w+", "received_at": "[^"]+",'
+        rb' "data": \{"timestamp": (\d+)',
+        content,
+    ):
         found.add(f"{ticker.decode()}@{timestamp.decode()}")
     return found
 
@@ -134,15 +139,21 @@ def check_everything_once(bridge: RunningBridge, acknowledged: dict[str, list]) 
     differing.subtract(timestamp for _, timestamp in depths)
     assert not any(differing.values()), f"spot and depth lines differ: {[d for d in differing.items() if d[1]][:5]}"
 
-    payloads = read(bridge.database, "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_snapshots_all")
+    payloads = read(
+        bridge.database, "SELECT ticker, json_extract(raw_payload_json, '$.timestamp')::BIGINT FROM gex_snapshots_all"
+    )
     assert len(set(payloads)) == len(payloads), "a snapshot row stands twice"
     missing = set(acknowledged["gex"]) - set(payloads)
     assert not missing, f"{len(missing)} snapshot rows are missing: {sorted(missing)[:5]}"
     torn = read(bridge.database, HALVES)[0][0]
     assert not torn, f"{torn} snapshots have other strikes than they came with"
 
-    serials = [s for (s,) in read(
-        bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks ORDER BY id")]
+    serials = [
+        s
+        for (s,) in read(
+            bridge.database, "SELECT json_extract_string(payload_json, '$.serial') FROM universal_webhooks ORDER BY id"
+        )
+    ]
     assert len(set(serials)) == len(serials), "a webhook row stands twice"
     assert not set(acknowledged["uw"]) - set(serials), "webhook rows are missing"
 

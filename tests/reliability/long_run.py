@@ -50,7 +50,9 @@ def _gex(number: int) -> bytes:
     ticker = f"T{number % TICKERS}"
     body = json.dumps(gex_payload(ticker, 1_700_000_000 + number // TICKERS, strikes=20)).encode()
     part = records.Part(body, "data")
-    return records.Gex("2025-11-09T15:00:00.5", "gex_zero", TickerSnapshot(ticker).merged("snapshot", part, "gex_zero", None)).encode()
+    return records.Gex(
+        "2025-11-09T15:00:00.5", "gex_zero", TickerSnapshot(ticker).merged("snapshot", part, "gex_zero", None)
+    ).encode()
 
 
 def sessions(count: int, folder: pathlib.Path) -> str:
@@ -81,7 +83,9 @@ def sessions(count: int, folder: pathlib.Path) -> str:
     size, fresh = _sizes(database.path)
     assert grown < MOST_GROWTH, f"the loader's memory grew by {grown / 1e6:.1f} MB"
     assert size <= MOST_SIZE * fresh + SLACK, f"the database has {size / 1e6:.1f} MB, a fresh copy {fresh / 1e6:.1f} MB"
-    assert last <= MOST_SLOWDOWN * first, f"a session took {1e3 * first:.1f} ms of CPU at first and {1e3 * last:.1f} ms in the end"
+    assert last <= MOST_SLOWDOWN * first, (
+        f"a session took {1e3 * first:.1f} ms of CPU at first and {1e3 * last:.1f} ms in the end"
+    )
     return (
         f"{count:,} loader sessions: memory {grown / 1e6:+.1f} MB, file {size / 1e6:.1f} MB against {fresh / 1e6:.1f} MB of a"
         f" fresh copy, {1e3 * first:.1f} ms of CPU a session at first and {1e3 * last:.1f} ms in the end"

@@ -17,18 +17,69 @@ ROUNDS, SHORT = 3000, 60
 COMMAND = "true {id} {url} '{ticker}' \"{endpoint}\""
 SECRETS = {"GEXBOT_API_KEY": "secret-of-gexbot-8f1e", "DISCORD_BOT_TOKEN": "secret-of-discord-77ab"}
 # Where nothing listens.
-SERVICES = {"GEXBOT_API_URL": "http://127.0.0.1:9", "DISCORD_API_URL": "http://127.0.0.1:9/api", "DISCORD_CHANNEL_ID": "1"}
+SERVICES = {
+    "GEXBOT_API_URL": "http://127.0.0.1:9",
+    "DISCORD_API_URL": "http://127.0.0.1:9/api",
+    "DISCORD_CHANNEL_ID": "1",
+}
 PATHS = [
-    "../../x", "..", ".", "...", "/", "/tmp/gex-bridge-escaped", "a/b", "a\\..\\b", "..\\..\\x", "%2e%2e", "%2e%2e%2fx", "..%2f..", "a\0b",
-    "\0", "x" * 5000, "é" * 300, "\ud800", "\u202e", "line\nend\r\n", "\x1b[2J", " ", "~", "~root", "CON", ".hidden", "-rf", "*", "{id}",
-    "latest.json", "..;/", "．．／x", "a" * 255 + "/../../x",
+    "../../x",
+    "..",
+    ".",
+    "...",
+    "/",
+    "/tmp/gex-bridge-escaped",
+    "a/b",
+    "a\\..\\b",
+    "..\\..\\x",
+    "%2e%2e",
+    "%2e%2e%2fx",
+    "..%2f..",
+    "a\0b",
+    "\0",
+    "x" * 5000,
+    "é" * 300,
+    "\ud800",
+    "\u202e",
+    "line\nend\r\n",
+    "\x1b[2J",
+    " ",
+    "~",
+    "~root",
+    "CON",
+    ".hidden",
+    "-rf",
+    "*",
+    "{id}",
+    "latest.json",
+    "..;/",
+    "．．／x",
+    "a" * 255 + "/../../x",
 ]
 SHELL = [
-    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "'; touch CANARY; '", '"; touch CANARY; "', "\n touch CANARY\n", "| touch CANARY",
-    "&& touch CANARY", "$((touch CANARY))", "' $(touch CANARY) '", '"$(touch CANARY)"', "${IFS}touch${IFS}CANARY", "\\'; touch CANARY #",
-    "> CANARY", "'\"`touch CANARY`\"'",
+    "$(touch CANARY)",
+    "`touch CANARY`",
+    "; touch CANARY",
+    "'; touch CANARY; '",
+    '"; touch CANARY; "',
+    "\n touch CANARY\n",
+    "| touch CANARY",
+    "&& touch CANARY",
+    "$((touch CANARY))",
+    "' $(touch CANARY) '",
+    '"$(touch CANARY)"',
+    "${IFS}touch${IFS}CANARY",
+    "\\'; touch CANARY #",
+    "> CANARY",
+    "'\"`touch CANARY`\"'",
 ]
-HOSTS = ["http://169.254.169.254/latest", "https://example.com/x", "file:///etc/passwd", "http://[::1]:1/", "gopher://127.0.0.1:70/x"]
+HOSTS = [
+    "http://169.254.169.254/latest",
+    "https://example.com/x",
+    "file:///etc/passwd",
+    "http://[::1]:1/",
+    "gopher://127.0.0.1:70/x",
+]
 
 
 def payloads(rounds: int, canary: pathlib.Path, chance: random.Random):
@@ -40,12 +91,21 @@ def payloads(rounds: int, canary: pathlib.Path, chance: random.Random):
         yield "/gex_history_url", {"url": trick, "ticker": trick, "endpoint": trick}
     for _ in range(rounds):
         one, two, three = chance.choices(tricks, k=3)
-        yield chance.choice([
-            ("/gex", gex_payload(one + two, timestamp=three, endpoint=two)),
-            ("/gex_history_url", {"url": one + two, "ticker": two + three, "endpoint": three}),
-            ("/uw", {"topic": "gex", "ticker": one, "endpoint": two, "payload": {"timestamp": three, "spot": 1}}),
-            ("/uw", {"topic": "option_trades_super_algo", "alert": {"symbol": one, "action": two}, "executions": [{"broker": three}]}),
-        ])
+        yield chance.choice(
+            [
+                ("/gex", gex_payload(one + two, timestamp=three, endpoint=two)),
+                ("/gex_history_url", {"url": one + two, "ticker": two + three, "endpoint": three}),
+                ("/uw", {"topic": "gex", "ticker": one, "endpoint": two, "payload": {"timestamp": three, "spot": 1}}),
+                (
+                    "/uw",
+                    {
+                        "topic": "option_trades_super_algo",
+                        "alert": {"symbol": one, "action": two},
+                        "executions": [{"broker": three}],
+                    },
+                ),
+            ]
+        )
 
 
 def run(rounds: int, folder: pathlib.Path, seed: int = 11) -> str:
@@ -83,7 +143,9 @@ def _only_below(trace: Trace, data: pathlib.Path) -> int:
             for path in (text.decode("utf-8", "surrogateescape") for text in call.strings):
                 # Not only by its name: nothing below may lead out again.
                 inside = pathlib.Path(path).resolve().is_relative_to(data)
-                assert inside or path.startswith(("/dev/", "/proc/")) or "__pycache__" in path, f"{call.name} of {path!r}"
+                assert inside or path.startswith(("/dev/", "/proc/")) or "__pycache__" in path, (
+                    f"{call.name} of {path!r}"
+                )
     return count
 
 
@@ -92,12 +154,17 @@ def _only_our_programs(trace: Trace) -> None:
         if call.name == "execve" and call.result == 0:
             program, *arguments = call.strings
             ours = b"run_server.py" in b" ".join(arguments) or b"data_pipeline.writer" in arguments
-            assert ours or program in (b"/bin/sh", b"/usr/bin/true", b"/bin/true"), f"{program!r} was run with {arguments!r}"
+            assert ours or program in (b"/bin/sh", b"/usr/bin/true", b"/bin/true"), (
+                f"{program!r} was run with {arguments!r}"
+            )
 
 
 def _addresses(trace: Trace) -> set[str]:
-    return {call.strings[-1].decode() for call in trace.calls
-            if call.name == "connect" and "sa_family=AF_INET" in call.arguments and call.strings}
+    return {
+        call.strings[-1].decode()
+        for call in trace.calls
+        if call.name == "connect" and "sa_family=AF_INET" in call.arguments and call.strings
+    }
 
 
 def _no_secrets(bridge) -> None:

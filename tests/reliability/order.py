@@ -69,12 +69,16 @@ def _is_covered(answer: Call, request: bytes, written: list[Call], synced: list[
     assert found, f"{body[:80]!r} was acknowledged and never written"
     assert found.result == len(found.strings[0]), "half a write was acknowledged"
     assert any(s.path == found.path and s.began > found.ended and s.ended < answer.began for s in reversed(synced)), (
-        f"{body[:80]!r} was acknowledged before it was synced")
+        f"{body[:80]!r} was acknowledged before it was synced"
+    )
 
 
 def the_server_leaves_the_database_alone(trace: Trace) -> None:
     writer_began = next(
-        c.began for c in trace.calls if c.name == "execve" and c.process != trace.server and b"data_pipeline.writer" in c.strings)
+        c.began
+        for c in trace.calls
+        if c.name == "execve" and c.process != trace.server and b"data_pipeline.writer" in c.strings
+    )
     for call in trace.calls:
         if call.process == trace.server and call.began > writer_began and call.name == "openat" and call.result >= 0:
             assert ".duckdb" not in call.path, f"the server opened {call.path}"
@@ -116,7 +120,10 @@ def segments_go_last(calls: list[Call]) -> int:
             for serial in serials[call.path]:
                 assert serial in committed, f"{call.path} went before the database had {serial}"
                 assert any(c.began > committed[serial] and c.ended < call.began for c in checkpoints), (
-                    f"{call.path} went before a checkpoint")
+                    f"{call.path} went before a checkpoint"
+                )
             last = max(c.ended for c in calls if c.name == "write" and c.path == call.path and c.ended < call.began)
-            assert len(notes) == 2 and all(n.began > last for n in notes.values()), f"{call.path} went before the files had it"
+            assert len(notes) == 2 and all(n.began > last for n in notes.values()), (
+                f"{call.path} went before the files had it"
+            )
     return gone

@@ -40,8 +40,13 @@ def hold(database: pathlib.Path) -> subprocess.Popen:
     """Another process that has the database open for writing until it is sent a line, or killed."""
 
     def attempt():
-        holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.DEVNULL, text=True)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(database)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         if holder.stdout.readline() == "held\n":
             return holder
         holder.communicate()
@@ -110,7 +115,10 @@ def holders(held: float, data_dir: pathlib.Path) -> str:
             last = f"held-{number}"
             assert bridge.post("/uw", {"topic": "load", "serial": last}) == 200
             eventually(
-                lambda: bridge.rows("SELECT 1 FROM universal_webhooks WHERE payload_json LIKE ?", f"%{last}%"), "rows come", 600)
+                lambda: bridge.rows("SELECT 1 FROM universal_webhooks WHERE payload_json LIKE ?", f"%{last}%"),
+                "rows come",
+                600,
+            )
             waited.append(time.monotonic() - began)
         load.stop()
         assert not load.refused
@@ -118,7 +126,9 @@ def holders(held: float, data_dir: pathlib.Path) -> str:
     said = bridge.complaints
     assert "Traceback" not in said and "is damaged" not in said and "records wait in the journal" in said, said
     check_everything_once(bridge, {**load.acknowledged, "gex": load.acknowledged["gex"] + posted})
-    assert read(bridge.database, "SELECT count(*), max(x) FROM mine") == [(2, 1)], "what the others committed is theirs still"
+    assert read(bridge.database, "SELECT count(*), max(x) FROM mine") == [(2, 1)], (
+        "what the others committed is theirs still"
+    )
     return (
         f"held for writing for {held:.0f} s: slowest answer {1e3 * slowest:.0f} ms, rows there {waited[0]:.1f} s after it let go;"
         f" {waited[1]:.1f} s where it was killed; 0 lost, 0 doubled"

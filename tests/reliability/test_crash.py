@@ -45,11 +45,17 @@ def test_the_store_comes_back_after_a_kill(tmp_path):
         bridge.kill()
         bridge.start()
         # The majors' row takes strikes and max change from what was posted before the kill.
-        majors = {"ticker": "spx", "kind": "majors", "endpoint": "gex_majors", "data": {"timestamp": 1762700002, "spot": 1}}
+        majors = {
+            "ticker": "spx",
+            "kind": "majors",
+            "endpoint": "gex_majors",
+            "data": {"timestamp": 1762700002, "spot": 1},
+        }
         assert bridge.post("/gex", majors) == 202
         assert bridge.stop() == 0
-    (row,) = bridge.rows("SELECT spot, zero_gamma, strikes_count, max_change_json FROM gex_bridge_snapshots"
-                         " WHERE timestamp = 1762700002")
+    (row,) = bridge.rows(
+        "SELECT spot, zero_gamma, strikes_count, max_change_json FROM gex_bridge_snapshots WHERE timestamp = 1762700002"
+    )
     assert row == (1.0, 5310.5, 3, '{"Now": {"strike": 5300, "net_gex": 2}}')
     latest = json.loads((bridge.data_dir / "raw/gex/latest.json").read_text())
     assert latest["SPX"]["metadata"]["last_endpoint"] == "gex_majors"

@@ -41,8 +41,9 @@ def test_a_bridge_that_starts_and_stops_while_another_process_holds_the_database
     assert "it is in the journal and is done at the next start" in bridge.log
     with bridge:
         pass
-    assert read(bridge.database, "SELECT id, json_extract_string(payload_json, '$.serial') FROM universal_webhooks"
-                " ORDER BY id") == [(1, "before"), (2, "during")]
+    assert read(
+        bridge.database, "SELECT id, json_extract_string(payload_json, '$.serial') FROM universal_webhooks ORDER BY id"
+    ) == [(1, "before"), (2, "during")]
 
 
 def test_readers_get_in_while_the_server_works_and_never_see_a_half_loaded_payload(tmp_path):
@@ -54,10 +55,13 @@ def test_readers_get_in_while_the_server_works_and_never_see_a_half_loaded_paylo
 
         def reader():
             while time.monotonic() < until:
-                seen.append(bridge.rows(
-                    "SELECT count(*), count(*) FILTER (WHERE s.strikes_count <> coalesce(k.n, 0))"
-                    " FROM gex_bridge_snapshots s LEFT JOIN (SELECT ticker, timestamp, endpoint, count(*) AS n"
-                    " FROM gex_bridge_strikes GROUP BY ALL) k USING (ticker, timestamp, endpoint)")[0])
+                seen.append(
+                    bridge.rows(
+                        "SELECT count(*), count(*) FILTER (WHERE s.strikes_count <> coalesce(k.n, 0))"
+                        " FROM gex_bridge_snapshots s LEFT JOIN (SELECT ticker, timestamp, endpoint, count(*) AS n"
+                        " FROM gex_bridge_strikes GROUP BY ALL) k USING (ticker, timestamp, endpoint)"
+                    )[0]
+                )
 
         threads = [threading.Thread(target=reader) for _ in range(2)]
         for thread in threads:

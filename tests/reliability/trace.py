@@ -53,8 +53,11 @@ class Call:
     def path(self) -> str:
         """Of the descriptor that is the first argument; or the last path among the arguments."""
         found = re.match(r"\d+<([^>]*)>", self.arguments)
-        return _bytes(found[1]).decode() if found and found[1].startswith("\\x") else (
-            self.strings[-1].decode() if not found and self.strings else "")
+        return (
+            _bytes(found[1]).decode()
+            if found and found[1].startswith("\\x")
+            else (self.strings[-1].decode() if not found and self.strings else "")
+        )
 
     @property
     def offset(self) -> int:
@@ -111,8 +114,23 @@ def traced(data_dir: pathlib.Path, output: pathlib.Path, **environment: str) -> 
         raise Unable("there is no strace")
     bridge = RunningBridge(data_dir, **environment)
     # -D: the bridge itself is our child, not strace.
-    bridge.wrapper = ("strace", "-D", "-f", "-y", "-q", "-xx", "--seccomp-bpf", "-s", str(STRING_LIMIT), "-e", f"trace={CALLS}",
-                      "-e", "signal=none", "-o", str(output))
+    bridge.wrapper = (
+        "strace",
+        "-D",
+        "-f",
+        "-y",
+        "-q",
+        "-xx",
+        "--seccomp-bpf",
+        "-s",
+        str(STRING_LIMIT),
+        "-e",
+        f"trace={CALLS}",
+        "-e",
+        "signal=none",
+        "-o",
+        str(output),
+    )
     return bridge
 
 

@@ -75,33 +75,22 @@ class AppendedFiles:
             self._write_note({})
 
     def _append(self, name: str, content: bytes) -> None:
-        path = self.root / name
-        atomic.make_folder(path.parent)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._cut_back(name)
+        before = _size(self.root / name)
         try:
-            self._cut_back(fd, name)
-            before = os.fstat(fd).st_size
-            if before and os.pread(fd, 1, before - 1) != b"\n":
-                content = b"\n" + content  # a line behind a torn one would be lost with it
+            atomic.append(self.root / name, content)
+        except OSError:
+            # All of it comes again, so nothing of it may stay; if that fails too, the next attempt begins with it.
             self._torn[name] = before
-            try:
-                atomic.write_all(fd, content)
-                os.fdatasync(fd)
-                if not before:  # new, or left empty by an attempt that failed
-                    atomic.fsync_folder(path.parent)
-            except OSError:
-                # All of it comes again, so nothing of it may stay; if that fails too, the next attempt begins with it.
-                with contextlib.suppress(OSError):
-                    self._cut_back(fd, name)
-                raise
-            del self._torn[name]
-        finally:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                self._cut_back(name)
+            raise
 
-    def _cut_back(self, fd: int, name: str) -> None:
-        if name in self._torn:
-            os.ftruncate(fd, min(self._torn[name], os.fstat(fd).st_size))
-            del self._torn[name]
+    def _cut_back(self, name: str) -> None:
+        path = self.root / name
+        if name in self._torn and path.is_file() and _size(path) > self._torn[name]:
+            os.truncate(path, self._torn[name])
+        self._torn.pop(name, None)
 
     def _write_note(self, lengths: dict[str, int]) -> None:
         note = {"journal": self.journal, "position": self.position, "lengths": lengths}

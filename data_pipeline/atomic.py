@@ -1,4 +1,4 @@
-"""The one way a whole file is written: a reader sees the old one or the new one, never half of one."""
+"""The one way a file is written: whole, so that a reader sees the old one or the new one, or by lines at its end."""
 
 import os
 import pathlib
@@ -30,6 +30,25 @@ def replace(path: pathlib.Path, content: bytes, durable: bool = True) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
+        fsync_folder(path.parent)
+
+
+def append(path: pathlib.Path, lines: bytes) -> None:
+    """Append lines, durably; made where it is missing, mode 0644.  Raises OSError, and may have written a part then.
+
+    Behind half a line that a crash has left they begin on one of their own, or they would be lost with it.
+    """
+    make_folder(path.parent)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            lines = b"\n" + lines
+        write_all(fd, lines)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    if not size:  # new, or left empty by an attempt that failed
         fsync_folder(path.parent)
 
 

@@ -161,7 +161,7 @@ def test_lines_whose_folder_cannot_be_made_durable_come_again_and_are_there_once
         real = atomic.fsync_folder
         broken.setattr(atomic, "fsync_folder", lambda folder: fails() if folder.name == "b" else real(folder))
         if cut_fails:
-            broken.setattr(os, "ftruncate", fails)
+            broken.setattr(os, "truncate", fails)
         assert list(files.append({"a.jsonl": b"1\n", "b/b.jsonl": b"1\n"})) == ["b/b.jsonl"]
         assert list(files.append({"b/b.jsonl": b"1\n"})) == ["b/b.jsonl"]
     assert files.append({"b/b.jsonl": b"1\n"}) == {}

@@ -53,8 +53,8 @@ class SetAside:
         """Write one down and name it in the log.  Raises OSError."""
         line = {"at": times.utc_now_text(), "record": number, "reason": reason, "raw": base64.b64encode(raw).decode()}
         with self._lock:
-            with open(self.path, "ab") as file:
-                atomic.write_all(file.fileno(), json.dumps(line).encode() + b"\n")
+            # Durably: the journal lets go of the record once those behind it are in tables and files.
+            atomic.append(self.path, json.dumps(line).encode() + b"\n")
             self.count += 1
         log.error("record %d of the journal is set aside in %s: %s", number, self.path.name, ascii(reason))
 

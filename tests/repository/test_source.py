@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import threading
 
 import pytest
@@ -114,6 +115,18 @@ def test_a_record_can_be_set_aside_with_its_bytes(rig, caplog):
     assert base64.b64decode(line["raw"]) == webhook(1).encode()
     assert "for a\nreason" not in caplog.text and "for a\\nreason \\ud800" in caplog.text
     assert rig.aside.count == 1
+
+
+def test_what_is_set_aside_is_durable_and_behind_half_a_line_has_one_of_its_own(rig, monkeypatch):
+    rig.append(webhook(1).encode())
+    rig.aside.path.write_bytes(b'{"at": "2025-1')
+    synced, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    rig.first.read(0, 100)
+    assert rig.first.set_aside(1, "a reason")
+    torn, line = rig.aside.path.read_text().splitlines()
+    assert torn == '{"at": "2025-1' and json.loads(line)["record"] == 1
+    assert synced == [str(rig.aside.path)]
 
 
 def test_whoever_waits_is_woken_by_news_and_by_the_end():

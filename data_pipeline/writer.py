@@ -45,18 +45,22 @@ THREAD_STACK = 256 << 20  # bytes, of address space
 
 
 class Writer:
-    """Loader, files and depth persistor on one journal."""
+    """Loader, files and depth persistor on one journal.
 
-    def __init__(self, settings: config.Settings, journal: str):
+    end: number of its last record when the server opened it; durable: of the last one that is durable now.
+    """
+
+    def __init__(self, settings: config.Settings, journal: str, end: int, durable: int):
         self.settings = settings
         self.folder = settings.data_dir / "journal"
-        self.progress = Progress()
+        self.progress = Progress(durable)
         self.aside = SetAside(self.folder / "set-aside.jsonl")
         cache = Cache()
         sources = [Source(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
         lake = settings.data_dir / "lake"
         self.loader = Loader(
-            Database(settings.database), sources[0], journal, settings.load_interval, lambda: view_statements(lake)
+            Database(settings.database), sources[0], journal, settings.load_interval, lambda: view_statements(lake),
+            self.folder / "tables.position", end,
         )
         spots = AppendedFiles(settings.data_dir, self.folder / "files.position", journal)
         depths = AppendedFiles(settings.data_dir, self.folder / "depth.position", journal)
@@ -177,6 +181,8 @@ def take_turn(folder) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="data_pipeline.writer", description="Started by the bridge, not by hand.")
     parser.add_argument("--journal", help="id of the journal")
+    parser.add_argument("--end", type=int, default=0, help="number of its last record when the server opened it")
+    parser.add_argument("--durable", type=int, default=0, help="number of the last one that is durable")
     parser.add_argument("--last-link", action="store_true", help="print the highest id of the history queue")
     config.add_flags(parser, only=("DATA_DIR", "debug"))
     args = parser.parse_args()
@@ -198,7 +204,7 @@ def main() -> int:
         atomic.make_folder(settings.data_dir / folder)
         atomic.fsync_folder((settings.data_dir / folder).parent)
         atomic.clean(settings.data_dir / folder)
-    writer = Writer(settings, args.journal)
+    writer = Writer(settings, args.journal, args.end, args.durable)
     writer.start()
     code = writer.run(sys.stdin.buffer, sys.stdout.buffer)
     sys.stdout.flush()

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 
 from tests.reliability.load import Load, check_everything_once
+from tests.reliability.others import hold
 from tests.support import ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of
 
 
@@ -97,7 +98,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     with RunningBridge(tmp_path / "data", STOP_TIMEOUT="60") as bridge:
         assert bridge.post("/uw", {"n": 1}) == 200
         eventually(lambda: bridge.rows("SELECT count(*) FROM universal_webhooks")[0][0] == 1)
-        holder = eventually(lambda: _hold(bridge))
+        holder = hold(bridge.database)
         assert bridge.post("/uw", {"n": 2}) == 200
         bridge.process.send_signal(signal.SIGTERM)
         eventually(lambda: "Stopping GEX bridge" in bridge.log)
@@ -107,12 +108,6 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     with bridge:
         pass
     assert read(bridge.database, "SELECT count(*) FROM universal_webhooks") == [(2,)]
-
-
-def _hold(bridge):
-    from tests.reliability.test_others_hold_the_database import _hold as hold
-
-    return hold(bridge)
 
 
 def test_nothing_heavy_is_imported_before_it_listens():

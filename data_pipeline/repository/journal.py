@@ -10,10 +10,13 @@ is described in `segments`.
 """
 
 import contextlib
+import errno
 import fcntl
+import json
 import logging
 import os
 import pathlib
+import re
 import threading
 import uuid
 from collections.abc import Callable
@@ -25,6 +28,9 @@ log = logging.getLogger("webhook")
 
 # What a build callback returns: the payload, and what to call if it could not be written.
 Built = tuple[bytes, Callable[[], None] | None]
+
+# What the readers leave beside the segments: how far tables and files may be.
+NOTES = ("files.position", "depth.position", "tables.position")
 
 
 class NotDurable(Exception):
@@ -54,7 +60,8 @@ class Journal:
 
     folder: where the segments lie; segment_bytes: when a new one begins;
     last_link: called, under the lock, for the number that goes into a new
-    segment's header; on_durable: called by the leader with the number of the
+    segment's header; opened_at: the last record's number when it was opened;
+    on_durable: called by the leader with the number of the
     last durable record.
     """
 
@@ -65,7 +72,7 @@ class Journal:
         self.on_durable: Callable[[int], None] = lambda number: None
         self.id = ""
         self.first_link = 0  # the last history-queue id given out before the last segment
-        self.durable = 0
+        self.durable = self.opened_at = 0
         self.failures = 0
         self.healthy = True
         # Guards the numbers, the queue of tickets and `_leading`, and fixes the
@@ -77,7 +84,7 @@ class Journal:
         self._fd: int | None = None
         self._path: pathlib.Path | None = None
         self._size = 0
-        self._lock_fd: int | None = None
+        self._locks: list[int] = []
 
     def open(self) -> None:
         """Take the folder and find where the journal ends.
@@ -86,17 +93,45 @@ class Journal:
         """
         atomic.make_folder(self.folder)
         atomic.fsync_folder(self.folder.parent)  # a kill may have come before that when the folder was made
-        self._lock_fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            self._lock_fd = None
-            raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
-        atomic.clean(self.folder, f"*{segments.ENDING}")
-        self.id, self.durable, self.first_link = find_end(self.folder)
+        self._take_locks()
+        for made in (f"*{segments.ENDING}", "probe.*"):
+            atomic.clean(self.folder, made)
+        self.id, end, self.first_link = find_end(self.folder)
         self._sync_end()
+        self.durable = max(end, noted_position(self.folder, self.id))
+        self.opened_at = self.durable
+        if self.durable > end:
+            log.error("the journal ends at record %d, tables and files have had record %d: its end is lost; what they have"
+                      " stays, new records go on behind", end, self.durable)
         self._next = self.durable + 1
+        if segments.list_segments(self.folder) and not read_any_header(self.folder):
+            self._write_id()
+
+    def _write_id(self) -> None:
+        """Begin a segment, so that the next start finds the id, and readers do not begin anew then."""
+        try:
+            self._begin_segment(self._next)
+        except OSError as problem:
+            log.error("the journal's id cannot be written: %a", str(problem))
+            self._give_up_segment()
+
+    def _take_locks(self) -> None:
+        """On a file, where others see who has it, and on the folder, as anyone may remove a file."""
+        self._locks = [
+            os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644),
+            os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
+        ]
+        try:
+            for fd in self._locks:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release_locks()
+            raise FolderInUse(f"another bridge is running on {self.folder.parent}") from None
+
+    def _release_locks(self) -> None:
+        for fd in self._locks:
+            os.close(fd)
+        self._locks = []
 
     def _sync_end(self) -> None:
         """Make durable what a killed process wrote last: read as part of the journal, it must not go with the power.
@@ -203,10 +238,20 @@ class Journal:
                 self._begin_segment(batch[0].number)
             atomic.write_all(self._fd, data)
             os.fdatasync(self._fd)
+            self._check_it_is_there()
         except Exception:
             self._give_up_segment()
             raise
         self._size += len(data)
+
+    def _check_it_is_there(self) -> None:
+        """Raise OSError where somebody has removed or replaced the segment: what is in it then, nobody will read."""
+        try:
+            is_there = os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise OSError(errno.ESTALE, f"{self._path.name} was removed or replaced")
 
     def _begin_segment(self, first: int) -> None:
         path = segments.segment_path(self.folder, first)
@@ -236,16 +281,15 @@ class Journal:
         self._fd, self._size = None, 0
 
     def _close_segment(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd, self._size = None, 0
+        fd, self._fd, self._size = self._fd, None, 0
+        if fd is not None:
+            with contextlib.suppress(OSError):  # everything in it is durable already
+                os.close(fd)
 
     def close(self) -> None:
         """Close the files; no append may be under way or come after."""
         self._close_segment()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self._release_locks()
 
 
 def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
@@ -258,10 +302,11 @@ def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
     found = segments.list_segments(folder)
     if not found:
         return uuid.uuid4().hex, 0, 0
-    header = next((h for path in reversed(found) if (h := segments.read_header(path))), None)
+    header = read_any_header(folder)
     if header is None:
-        header = segments.SegmentHeader(uuid.uuid4().hex, 1, 0)
-        log.error("no header of the journal in %s is readable; it goes on under a new id", folder)
+        journal = noted_journal(folder)
+        log.error("no header of the journal in %s is readable; it goes on under %s id", folder, "its" if journal else "a new")
+        header = segments.SegmentHeader(journal or uuid.uuid4().hex, 1, 0)
     last, unknown = segments.first_number(found[-1]) - 1, 0
     reader = segments.Reader(folder, last)
     while parts := reader.read(1 << 62):
@@ -272,3 +317,29 @@ def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
                 unknown += len(part.raw)
     end = last + unknown // segments.RECORD.size + (unknown > 0)
     return header.journal, end, header.last_link
+
+
+def read_any_header(folder: pathlib.Path) -> segments.SegmentHeader | None:
+    """The newest header that is readable."""
+    return next((h for path in reversed(segments.list_segments(folder)) if (h := segments.read_header(path))), None)
+
+
+def _notes(folder: pathlib.Path) -> list[dict]:
+    found = []
+    for name in NOTES:
+        with contextlib.suppress(OSError, ValueError):  # whose notes they are, they look after them
+            note = json.loads((folder / name).read_bytes())
+            if isinstance(note, dict) and isinstance(note.get("journal"), str) and isinstance(note.get("position"), int):
+                found.append(note)
+    return found
+
+
+def noted_position(folder: pathlib.Path, journal: str) -> int:
+    """The last record that tables or files have taken from that journal, as far as they noted it; 0 for none."""
+    return max((note["position"] for note in _notes(folder) if note["journal"] == journal), default=0)
+
+
+def noted_journal(folder: pathlib.Path) -> str:
+    """The id of the journal that tables and files were last reading; empty where they do not say, or not the same."""
+    ids = {note["journal"] for note in _notes(folder) if re.fullmatch("[0-9a-f]{32}", note["journal"])}
+    return ids.pop() if len(ids) == 1 else ""

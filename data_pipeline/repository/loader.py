@@ -6,13 +6,16 @@ is lost but time.
 """
 
 import contextlib
+import json
 import logging
+import pathlib
 import time
 from collections.abc import Callable
 
 import duckdb
 import pyarrow
 
+from data_pipeline import atomic
 from data_pipeline.background import Background
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
@@ -45,19 +48,26 @@ class Loader(Background):
 
     source: the journal's decoded records; journal: its id; interval: least
     seconds between the beginnings of two sessions; views: returns the SQL that
-    makes the views, run before the first records.  `position` is what has
-    been applied (None where only the database knows), `safe` what is also
-    checkpointed: only that may leave the journal.  `loaded` is what was last
-    known to be applied, for those who look on.
+    makes the views, run before the first records; note: the file that says how
+    far the tables may be, so that a journal that lost its end gives out no
+    number again; end: the journal's last record when it was opened.
+    `position` is what has been applied (None where only the database knows),
+    `safe` what is also checkpointed: only that may leave the journal.
+    `loaded` is what was last known to be applied, for those who look on.
     """
 
-    def __init__(self, database: Database, source, journal: str, interval: float, views=tuple):
+    def __init__(
+        self, database: Database, source, journal: str, interval: float, views=tuple,
+        note: pathlib.Path | None = None, end: int = 0,
+    ):
         super().__init__("Loader")
         self.database = database
         self.source = source
         self.journal = journal
         self.interval = interval
         self.views = views
+        self.note = note
+        self.end = end
         self.position: int | None = None
         self.safe = 0
         self.loaded = 0
@@ -127,15 +137,28 @@ class Loader(Background):
     def _begin(self) -> None:
         """Make the tables if they are missing, and see how far they are."""
         with self.database.session(BUSY_WAIT) as con:
-            found = position(con, self.journal)
+            found = self._where_to_begin(con)
             self.queue = queue_counts(con)
             self.last_link = last_id(con, "gex_history_queue")
-            for statement in self.views():
-                try:
-                    con.execute(statement)
-                except duckdb.Error as problem:  # a broken file of the lake holds up no payload
-                    log.error("a view on the lake cannot be made: %a", str(problem))
+            self._make_views(con)
         self.position = self.safe = self.loaded = found
+
+    def _where_to_begin(self, con) -> int:
+        found = position(con, self.journal)
+        if found > self.source.durable:
+            # An older copy of the journal; what came since it was opened is new, and has numbers that were used before.
+            log.error("the tables have record %d, and the journal ended at %d when it was opened; they go on behind that",
+                      found, self.end)
+            found = self.end
+            note_position(con, self.journal, found)
+        return found
+
+    def _make_views(self, con) -> None:
+        try:
+            for statement in self.views():
+                con.execute(statement)
+        except (duckdb.Error, OSError, ValueError) as problem:  # a broken file of the lake holds up no payload
+            log.error("a view on the lake cannot be made: %a", str(problem))
 
     def _load(self, records: list) -> None:
         kept, rows = [], Rows()
@@ -149,6 +172,7 @@ class Loader(Background):
         if not self._stopping.is_set():  # the gap; what is above was done in it
             time.sleep(max(0.0, self._closed + GAP - time.monotonic()))
         began = time.monotonic()
+        self._note(upto)
         with self.database.session(BUSY_WAIT, checkpoint) as con:
             if position(con, self.journal) != self.position:
                 raise DatabaseChanged("the database is not the one that was here before")
@@ -171,6 +195,12 @@ class Loader(Background):
             self.on_links()
         self.last_session = time.monotonic() - began
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
+
+    def _note(self, upto: int) -> None:
+        """Before the tables have it.  Not synced: it is for a journal that is cut, and a power cut cuts nothing durable."""
+        if self.note is not None and upto != self.position:
+            note = {"journal": self.journal, "position": upto}
+            atomic.replace(self.note, json.dumps(note).encode(), durable=False)
 
     def _add(self, rows: Rows, number: int, record) -> bool:
         try:

@@ -198,9 +198,11 @@ class WriterProcess:
         return {**os.environ, "PYTHONPATH": paths}
 
     def _spawn(self) -> None:
+        journal = self.journal
+        ends = ["--end", str(journal.opened_at), "--durable", str(journal.durable)]
         # Its own session: a Ctrl-C is for the server, which then lets it finish.
         self._process = subprocess.Popen(
-            [*self._command(), "--journal", self.journal.id], env=self._environment(), start_new_session=True,
+            [*self._command(), "--journal", journal.id, *ends], env=self._environment(), start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         )
         # A writer that hangs must not make the server hang with it.

@@ -111,6 +111,11 @@ class Source:
         self._raw: dict[int, bytes] = {}
         self._kept: set[int] = set()  # of the records that are not done yet: they may be read again
 
+    @property
+    def durable(self) -> int:
+        """The number up to which the journal is known to be durable."""
+        return self._progress.durable
+
     def read(self, after: int, most: int) -> list[tuple[int, object]]:
         """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 
@@ -119,11 +124,16 @@ class Source:
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
         found, self._raw, self._kept = [], {}, {number for number in self._kept if number > after}
+        expected: int | None = after + 1  # None behind damage, which is named itself
         for part in self._reader.read(min(self._progress.durable, self.bound()), most):
             if isinstance(part, segments.Damage):
                 if self._names_damage:
                     self._keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
+                expected = None
                 continue
+            if expected is not None and part.number > expected and self._names_damage:
+                self._name_gap(expected, part.number - 1)
+            expected = part.number + 1
             self._raw[part.number] = part.payload
             try:
                 found.append((part.number, self._cache.decode(part)))
@@ -138,6 +148,11 @@ class Source:
     def set_aside(self, number: int, reason: str) -> bool:
         """Keep a record of the last `read` that cannot be used, and name it; False if that was done before."""
         return self._keep(number, reason, self._raw.get(number, b""))
+
+    def _name_gap(self, first: int, last: int) -> None:
+        if first not in self._kept:
+            self._kept.add(first)
+            log.error("records %d to %d are not in the journal; tables and files go on without them", first, last)
 
     def _keep(self, number: int, reason: str, raw: bytes) -> bool:
         if number in self._kept:

@@ -129,6 +129,23 @@ class Damaged:
         self._only_one_is_missing(bridge, content[:at] if cut else None)
         self.cuts, self.flips = self.cuts + cut, self.flips + (not cut)
 
+    def end_lost(self) -> None:
+        """The newest segment cut where tables and files have had all of it: what comes then is new, and gets in."""
+        bridge = self.copy()
+        with bridge:
+            assert bridge.stop() == 0
+        segment = max((bridge.data_dir / "journal").glob("*.journal"))
+        content = segment.read_bytes()
+        segment.write_bytes(content[: self.chance.randrange(segments.HEADER_BYTES, len(content) // 2)])
+        with bridge:
+            assert bridge.post("/uw", {"topic": "load", "serial": "new"}) == 200
+            assert bridge.post("/gex", gex_payload("T0", 1_800_000_000)) == 202
+            assert bridge.stop() == 0
+        said = bridge.complaints
+        assert "its end is lost" in said and "Traceback" not in said, said
+        more = {"uw": ["new"], "gex": [("T0", 1_800_000_000)], "link": []}
+        check_everything_once(bridge, {kind: items + more[kind] for kind, items in self.acknowledged.items()})
+
     def every_byte(self, stride: int) -> int:
         """Cut the newest segment at each byte, and flip it; how many bytes there were."""
         path = max((self.origin / "journal").glob("*.journal"))
@@ -208,9 +225,11 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 3) -> str:
             damaged.database(name, ending, damage)
         damaged.segment(cut=False)
         damaged.segment(cut=True)
+        damaged.end_lost()
     tried = damaged.every_byte(SHORT_STRIDE if rounds == SHORT else 1)
     return (
         f"{damaged.moved + damaged.kept} damaged databases: {damaged.moved} moved aside and filled anew, {damaged.kept} where"
-        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each, {damaged.cuts} cuts at most the torn one;"
-        f" so did a cut at, and a flip of, each of {tried:,} bytes of a segment"
+        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each, {damaged.cuts} cuts at most the torn one,"
+        f" and {rounds} of what tables and files had nothing;"
+        f" a cut at, and a flip of, each of {tried:,} bytes of a segment one record at most"
     )

@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -182,6 +184,85 @@ def test_a_disk_that_says_no_when_the_end_is_made_durable_keeps_nobody_from_star
     assert "the journal's end cannot be made durable: '[Errno 9]" in caplog.text
     assert append(again, b"two") == 2
     again.close()
+
+
+def test_numbers_that_tables_and_files_have_had_are_not_given_out_again_by_a_journal_that_lost_its_end(journal, caplog):
+    for n in range(5):
+        append(journal, b"%d" % n)
+    journal.close()
+    path = segments.list_segments(journal.folder)[-1]
+    os.truncate(path, segments.HEADER_BYTES + 2 * (segments.RECORD.size + 1))
+    note = {"journal": journal.id, "position": 5, "lengths": {}}
+    (journal.folder / "depth.position").write_text(json.dumps(note))
+    (journal.folder / "files.position").write_text(json.dumps({**note, "journal": "another", "position": 9}))
+    (journal.folder / "tables.position").write_text("torn")
+    again = Journal(journal.folder)
+    again.open()
+    assert again.durable == 5 and "the journal ends at record 2, tables and files have had record 5" in caplog.text
+    assert append(again, b"new") == 6
+    assert [r.number for r in read_all(again.folder, 6)] == [1, 2, 6]
+    again.close()
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_nothing_is_acknowledged_in_a_segment_that_somebody_removed(journal, change):
+    append(journal, b"one")
+    path = segments.list_segments(journal.folder)[-1]
+    content = path.read_bytes()
+    path.unlink()
+    if change == "replaced":
+        path.write_bytes(content)
+    with pytest.raises(NotDurable):
+        append(journal, b"two")
+    assert append(journal, b"three") == 2
+    kept = [b"one", b"three"] if change == "replaced" else [b"three"]
+    assert [r.payload for r in read_all(journal.folder, 2)] == kept
+
+
+def test_a_journal_without_a_readable_header_keeps_its_id_where_its_readers_noted_it_and_else_gets_one_for_good(tmp_path):
+    for noted in (True, False):
+        first = Journal(tmp_path / str(noted))
+        first.open()
+        append(first, b"one")
+        first.close()
+        path = segments.list_segments(first.folder)[-1]
+        with open(path, "r+b") as file:
+            file.write(bytes(segments.HEADER_BYTES))
+        if noted:
+            (first.folder / "files.position").write_text(json.dumps({"journal": first.id, "position": 1, "lengths": {}}))
+        ids = set()
+        for _ in range(3):
+            again = Journal(first.folder)
+            again.open()
+            ids.add(again.id)
+            again.close()
+        assert len(ids) == 1 and (ids == {first.id}) == noted
+        assert [r.payload for r in read_all(first.folder, 1)] == [b"one"]
+
+
+def test_without_its_lock_file_a_journal_still_has_one_owner(journal):
+    (journal.folder / "lock").unlink()
+    with pytest.raises(FolderInUse):
+        Journal(journal.folder).open()
+
+
+def test_an_error_when_a_full_segment_is_closed_costs_nothing(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal", segment_bytes=1)
+    journal.open()
+    append(journal, b"one")
+    with monkeypatch.context() as broken:
+        real = os.close
+
+        def close(fd):
+            real(fd)
+            raise OSError(errno.EIO, "Input/output error")
+
+        broken.setattr(os, "close", close)
+        with contextlib.suppress(NotDurable):
+            append(journal, b"two")
+    assert append(journal, b"three") in (2, 3)
+    assert read_all(journal.folder, 3)[-1].payload == b"three"
+    journal.close()
 
 
 def test_what_build_raises_goes_to_its_caller_and_leaves_no_number_behind(journal):

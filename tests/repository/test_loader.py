@@ -11,6 +11,7 @@ from data_pipeline.records import Link, Webhook
 from data_pipeline.repository import loader as loader_module
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
+from data_pipeline.repository.journal import noted_position
 from data_pipeline.repository.loader import Loader
 from tests.repository.test_database import held_by_another_process
 from tests.repository.test_source import Rig
@@ -278,6 +279,53 @@ def test_a_database_put_in_its_place_gets_what_it_lacks(rig, tmp_path, kind):
     assert posted(again) == [1, 2, 3, 4]
     again.stop()
     again.journal.close()
+
+
+def test_an_older_copy_of_the_journal_costs_nothing_that_comes_after(rig, tmp_path, caplog):
+    rig.post(*webhooks(1, 2))
+    rig.journal.close()
+    older = {path.name: path.read_bytes() for path in rig.journal.folder.glob("*.journal")}
+    rig.journal.open()
+    rig.post(*webhooks(3, 4, 5))
+    rig.loader.start()
+    rig.wait()
+    rig.stop()
+    rig.journal.close()
+    for path in rig.journal.folder.glob("*.journal"):
+        path.unlink()
+    for name, content in older.items():
+        (rig.journal.folder / name).write_bytes(content)
+    again = LoaderRig(tmp_path)
+    again.loader.end = again.journal.durable
+    again.post(*webhooks(6))
+    again.loader.start()
+    again.wait()
+    assert posted(again) == [1, 2, 3, 4, 5, 6]
+    assert "the tables have record 5, and the journal ended at 2 when it was opened" in caplog.text
+    again.stop()
+    again.journal.close()
+
+
+def test_how_far_the_tables_may_be_is_noted_before_they_are(rig, monkeypatch):
+    rig.loader.note, seen = rig.journal.folder / "tables.position", []
+    monkeypatch.setattr(rig.loader, "_apply", lambda *args: (seen.append(noted_position(rig.journal.folder, rig.journal.id)), 1 / 0))
+    rig.post(*webhooks(1, 2, 3))
+    rig.loader.start()
+    eventually(lambda: seen)
+    assert seen[0] == 3
+    monkeypatch.undo()
+    rig.wait()
+    assert posted(rig) == [1, 2, 3]
+
+
+def test_records_that_are_not_in_the_journal_are_named(rig, caplog):
+    rig.journal.segment_bytes = 1
+    rig.post(*webhooks(1, 2, 3, 4))
+    segments.list_segments(rig.journal.folder)[1].unlink()
+    rig.loader.start()
+    rig.wait()
+    assert posted(rig) == [1, 3, 4]
+    assert caplog.text.count("records 2 to 2 are not in the journal") == 1
 
 
 def test_a_damaged_database_is_moved_aside_and_a_new_one_begun(rig, caplog):

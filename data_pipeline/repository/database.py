@@ -17,7 +17,7 @@ import time
 import duckdb
 
 from data_pipeline.atomic import ENDING, fsync_folder, make_folder
-from data_pipeline.repository import schema
+from data_pipeline.repository import rollback, schema
 from data_pipeline.repository.magic import refuse_foreign_file
 
 # Readable by DuckDB 1.5 shells as well.
@@ -98,6 +98,7 @@ class Database:
         make_folder(self.path.parent)
         if not self.path.exists():
             self._create()
+        rollback.undo(self.path)
         con = self._open(wait, WRITING)
         try:
             if not self._schema_seen:
@@ -105,7 +106,9 @@ class Database:
                 self._schema_seen = True
             yield con
             if checkpoint:
+                rollback.keep(con, self.path)
                 con.execute("CHECKPOINT")
+                rollback.drop(self.path)
         except BaseException as problem:
             self._schema_seen = False  # it may be another file, put in its place
             if isinstance(problem, duckdb.Error) and self._is_damage(str(problem), DAMAGE):

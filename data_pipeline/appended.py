@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 
 from data_pipeline import atomic
 
@@ -32,7 +33,7 @@ class AppendedFiles:
         self.position = 0
         self.noted = 0
         self._lengths: dict[str, int] = {}
-        self._torn: dict[str, int] = {}  # what an append that failed left too long, and how long it was before
+        self._torn: dict[str, int] = {}  # files that are too long and could not be cut back, and how long they should be
 
     def open(self) -> int:
         """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""
@@ -41,9 +42,11 @@ class AppendedFiles:
         if self.position:  # who was killed may have been about to: the journal lets go of what is noted
             atomic.fsync_folder(self.note.parent)
         for name, length in lengths.items():
-            path = self.root / name
-            if path.exists() and path.stat().st_size > length:
-                os.truncate(path, length)
+            self._torn[name] = length
+            try:
+                self._cut_back(name)
+            except OSError as problem:  # one file out of reach is no reason to leave the others
+                log.error("%s cannot be cut back to %d bytes now: %s", name, length, problem)
         return self.position
 
     def append(self, lines: dict[str, bytes]) -> dict[str, OSError]:
@@ -52,12 +55,16 @@ class AppendedFiles:
         Raises OSError where the note itself cannot be written; then nothing
         was appended.  `advance` is to follow when all up to a record is done.
         """
-        fresh = [name for name in lines if name not in self._lengths]
-        if fresh:
-            lengths = {name: _size(self.root / name) for name in fresh}
-            self._write_note({**self._lengths, **lengths})
-        failed = {}
-        for name, content in lines.items():
+        failed, lengths = {}, {}
+        for name in lines:
+            try:
+                lengths[name] = min(_size(self.root / name), self._torn.get(name, sys.maxsize))
+            except OSError as problem:
+                failed[name] = problem
+        if lengths.keys() - self._lengths.keys():
+            self._write_note({**lengths, **self._lengths})
+        for name in lengths:
+            content = lines[name]
             try:
                 self._append(name, content)
             except OSError as problem:
@@ -93,7 +100,7 @@ class AppendedFiles:
         self._torn.pop(name, None)
 
     def _write_note(self, lengths: dict[str, int]) -> None:
-        note = {"journal": self.journal, "position": self.position, "lengths": lengths}
+        note = {"journal": self.journal, "position": self.position, "lengths": {**self._torn, **lengths}}
         atomic.replace(self.note, json.dumps(note).encode())
         self._lengths, self.noted = lengths, self.position
 

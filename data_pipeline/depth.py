@@ -20,6 +20,7 @@ FLUSH_EVENTS = 50
 FLUSH_INTERVAL = 2.0  # s
 RETRY_PAUSE = 60.0  # s
 RETRIES = 3
+RETRY_BYTES = 32 << 20  # of lines that wait for another try; beyond that no new ones are taken from the queue
 TROUBLE_PAUSE = 0.5  # s, where even the note of what is to be written cannot be
 DEAD_LETTERS = "depth/dead-letter.jsonl"
 
@@ -124,6 +125,9 @@ class DepthPersistor(Background):
 
     def _collect(self) -> tuple[list[DepthEvent], bool]:
         """Events for one flush, and whether there are no more to come."""
+        if sum(len(event.line) for waiting in self._retries.values() for event in waiting.events) > RETRY_BYTES:
+            self._stopping.wait(TROUBLE_PAUSE)  # what stays in the queue is in the journal
+            return [], self._stopping.is_set()
         batch: list[DepthEvent] = []
         lines = 0
         until = self.clock() + FLUSH_INTERVAL

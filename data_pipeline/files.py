@@ -28,6 +28,7 @@ LATEST = "raw/gex/latest.json"
 SPOT_SERIES = "raw/gex/spot_series.jsonl"
 INTERVAL = 0.3  # s, between two rewrites of the views
 BATCH = 256  # records
+MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
 # Names of the max-change windows in the consolidated files, by their name in the combined view.
 CHANGE_WINDOWS = dict(zip((name for _, name in WINDOWS), ("current", "1m", "5m", "10m", "15m", "30m")))
@@ -103,6 +104,7 @@ class Views:
         self.written = 0
         self._texts: dict[str, str] = {}
         self._pending: dict[str, tuple[TickerSnapshot, str]] = {}
+        self._failing: set[str] = set()
 
     def restore(self, tickers: list[TickerSnapshot]) -> None:
         """Begin with what `latest.json` said; a ticker whose own files are not whole gets them again."""
@@ -115,18 +117,27 @@ class Views:
         self._pending[snapshot.ticker] = (snapshot, received)
 
     def write(self) -> None:
-        """Write what changed; what could not be written stays to be.  Raises OSError."""
+        """Write what changed; what could not be written stays to be.
+
+        A ticker whose own files cannot be written holds up no other; raises
+        OSError where `latest.json` cannot.
+        """
         if not self._pending:
             return
+        left = {}
         for ticker, (snapshot, received) in self._pending.items():
             try:
                 self._texts[ticker] = _entry(snapshot)
                 self._write_ticker(snapshot, received)
             except (ValueError, TypeError, RecursionError) as problem:
                 log.error("views of %a cannot be made: %s", ticker, ascii(str(problem)))
+            except OSError as problem:
+                left[ticker] = (snapshot, received)
+                if ticker not in self._failing:  # one line, however long it lasts
+                    log.error("views of %a cannot be written, they are tried again: %s", ticker, ascii(str(problem)))
         atomic.replace(self.root / LATEST, latest_json(self._texts).encode("ascii"))
-        self.written += len(self._pending)
-        self._pending.clear()
+        self.written += len(self._pending) - len(left)
+        self._pending, self._failing = left, set(left)
 
     def _write_ticker(self, snapshot: TickerSnapshot, received: str) -> None:
         folder = self.root / "gex" / folder_name(snapshot.ticker)
@@ -197,6 +208,8 @@ class FilesWriter(Background):
         self.position = min(spots.position, depth.files.position)
         self.lines = 0
         self.trouble = ""
+        self._restored = False
+        self._said_full = -MESSAGE_PAUSE
         # What was handed on already, where a step has to be done again.
         self._spotted = spots.position
         self._offered = depth.files.position
@@ -205,7 +218,6 @@ class FilesWriter(Background):
         return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}
 
     def _run(self) -> None:
-        self.views.restore(read_latest(self.root))
         while True:
             began = time.monotonic()
             # Looked at before the step: what comes to be in between is for the next one.
@@ -213,10 +225,11 @@ class FilesWriter(Background):
             try:
                 count = self._step()
             except Exception as problem:
-                if str(problem) != self.trouble:  # one line, however long it lasts
+                # One line, however long it lasts; the name of a temporary file is another one each time.
+                if (trouble := getattr(problem, "strerror", None) or str(problem)) != self.trouble:
                     log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
                               exc_info=not isinstance(problem, OSError))
-                self.trouble = str(problem)
+                self.trouble = trouble
                 if last:
                     return
                 self._stopping.wait(2.0)
@@ -231,6 +244,9 @@ class FilesWriter(Background):
 
     def _step(self) -> int:
         """One batch; returns how many records it had."""
+        if not self._restored:
+            self.views.restore(read_latest(self.root))
+            self._restored = True
         records = self.source.read(self.position, BATCH)
         spot_lines = []
         for number_, record in records:
@@ -243,6 +259,7 @@ class FilesWriter(Background):
                 raise problem
             self.lines += len(spot_lines)
         if not records:
+            self.views.write()
             self.spots.settle()
             return 0
         self._spotted = max(self._spotted, records[-1][0])
@@ -262,6 +279,8 @@ class FilesWriter(Background):
             self.views.update(record.loaded, record.at)
         if number_ > self._offered:
             while not self.depth.enqueue(event):
-                log.warning("depth queue is full; the files wait for it")
+                if time.monotonic() - self._said_full >= MESSAGE_PAUSE:
+                    self._said_full = time.monotonic()
+                    log.warning("depth queue is full; the files wait for it")
             self._offered = number_
         return [line] if line else []

@@ -170,6 +170,22 @@ def test_lines_whose_folder_cannot_be_made_durable_come_again_and_are_there_once
     assert (tmp_path / "a.jsonl").read_bytes() == b"0\n1\n"
 
 
+def test_a_file_out_of_reach_at_the_start_leaves_the_others_and_is_cut_back_when_it_can_be(tmp_path, monkeypatch, caplog):
+    files = opened(tmp_path)
+    files.append({"a.jsonl": b"0\n", "b.jsonl": b"0\n"})
+    files.advance(1)
+    files.append({"a.jsonl": b"1\n", "b.jsonl": b"1\n"})
+    with monkeypatch.context() as broken:
+        real = os.truncate
+        broken.setattr(os, "truncate", lambda path, size: real(path / "x" if path.name == "a.jsonl" else path, size))
+        again = opened(tmp_path)
+    assert "a.jsonl cannot be cut back" in caplog.text
+    assert again.position == 1 and (tmp_path / "b.jsonl").read_bytes() == b"0\n"
+    assert again.append({"b.jsonl": b"1\n"}) == {}
+    assert opened(tmp_path).append({"a.jsonl": b"1\n", "b.jsonl": b"1\n"}) == {}
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes() == b"0\n1\n"
+
+
 def test_where_the_note_cannot_be_written_nothing_is_appended(tmp_path):
     files = opened(tmp_path)
     (tmp_path / "journal").write_bytes(b"a file where the note's folder should be")

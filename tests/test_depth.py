@@ -253,6 +253,21 @@ def test_where_dead_letters_cannot_be_kept_the_journal_keeps_the_events(persisto
     assert persistor.files.position == 0
 
 
+def test_what_waits_for_another_try_is_bounded_and_the_rest_stays_in_the_queue(persistor, tmp_path, monkeypatch):
+    monkeypatch.setattr(depth, "RETRY_BYTES", 100)
+    blocked(tmp_path, A)
+    feeder = Feeder(persistor)
+    persistor.start()
+    feeder.flush(A)
+    feeder.offer(B, 2 * FLUSH_EVENTS)
+    eventually(lambda: persistor._queue.qsize() == 2 * FLUSH_EVENTS)
+    assert sum(len(waiting.events) for waiting in persistor._retries.values()) == FLUSH_EVENTS
+    (tmp_path / A).rmdir()
+    persistor.clock.now += RETRY_PAUSE
+    eventually(lambda: persistor.files.position == feeder.number)
+    assert (feeder.text(A), feeder.text(B)) == (feeder.sent[A], feeder.sent[B])
+
+
 def test_what_waits_at_the_end_gets_a_last_chance(persistor, tmp_path):
     blocked(tmp_path, A)
     feeder = Feeder(persistor)

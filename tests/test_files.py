@@ -230,15 +230,31 @@ def test_a_restored_ticker_gets_files_that_a_power_cut_took(tmp_path, name, cont
 
 
 def test_what_could_not_be_written_is_written_later(tmp_path):
-    (tmp_path / "gex").write_bytes(b"a file in the way")
+    (tmp_path / LATEST).mkdir(parents=True)
     views = Views(tmp_path)
     views.update(snapshot({"spot": 1}), AT)
     with pytest.raises(OSError):
         views.write()
-    (tmp_path / "gex").unlink()
+    (tmp_path / LATEST).rmdir()
     views.write()
     assert json.loads((tmp_path / "gex/SPX/snapshot.json").read_text())["spot_price"] == 1.0
     assert not list(tmp_path.rglob(f"*{atomic.ENDING}"))
+
+
+def test_a_ticker_whose_files_cannot_be_written_holds_up_no_other_and_is_named_once(tmp_path, caplog):
+    (tmp_path / "gex").mkdir()
+    (tmp_path / "gex/BAD").write_bytes(b"a file in the way")
+    views = Views(tmp_path)
+    for spot in (1, 2):
+        views.update(snapshot({"spot": spot}, ticker="BAD"), AT)
+        views.update(snapshot({"spot": spot}), AT)
+        views.write()
+        assert json.loads((tmp_path / "gex/SPX/snapshot.json").read_text())["spot_price"] == spot
+        assert json.loads((tmp_path / LATEST).read_text())["BAD"]["snapshot"]["spot"] == spot
+    assert caplog.text.count("views of 'BAD' cannot be written") == 1
+    (tmp_path / "gex/BAD").unlink()
+    views.write()
+    assert json.loads((tmp_path / "gex/BAD/snapshot.json").read_text())["spot_price"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -366,16 +382,32 @@ def test_a_record_that_cannot_be_shown_is_set_aside_and_the_next_one_is_shown(ri
 
 
 def test_trouble_with_the_views_costs_no_line_and_doubles_none(rig, monkeypatch):
-    (rig.root / "gex").write_bytes(b"a file in the way")
+    latest = rig.root / LATEST
     rig.start()
-    for spot in range(5):
+    rig.append(gex(0))
+    eventually(latest.is_file)
+    latest.unlink()
+    latest.mkdir()
+    for spot in range(1, 5):
         rig.append(gex(spot))
-    eventually(lambda: rig.lines(SPOT_SERIES))
-    (rig.root / "gex").unlink()
+    eventually(lambda: len(rig.lines(SPOT_SERIES)) == 5)
+    latest.rmdir()
     eventually(lambda: rig.files.spots.position == 5)
     rig.stop()
     assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 5
     assert rig.depth.enqueued == 5
+
+
+def test_a_latest_json_that_cannot_be_read_at_the_start_is_waited_for(rig, monkeypatch, caplog):
+    (rig.root / LATEST).mkdir(parents=True)
+    rig.start()
+    rig.append(gex(1))
+    eventually(lambda: rig.files.trouble)
+    (rig.root / LATEST).rmdir()
+    eventually(lambda: rig.files.spots.position == 1)
+    rig.stop()
+    assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 1
+    assert caplog.text.count("files cannot be written") == 1
 
 
 def test_after_a_stop_it_goes_on_behind_what_it_had_done(rig):

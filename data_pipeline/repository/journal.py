@@ -33,6 +33,11 @@ Built = tuple[bytes, Callable[[], None] | None]
 NOTES = ("files.position", "depth.position", "tables.position")
 
 
+# Bytes of records that wait to be written; who comes then waits before its record is made.  A record has the ticker's
+# whole state in it, so many small requests at once could otherwise need much memory.
+MOST_PENDING = 64 << 20
+
+
 class NotDurable(Exception):
     """The record could not be written; nothing of it counts."""
 
@@ -79,6 +84,8 @@ class Journal:
         # one order in which state changes and records are numbered.
         self._lock = threading.Lock()
         self._pending: list[_Ticket] = []
+        self._pending_bytes = 0
+        self._room = threading.Condition(self._lock)  # notified when the pending ones are taken
         self._leading = False
         self._next = 1
         self._fd: int | None = None
@@ -175,9 +182,12 @@ class Journal:
         Raises NotDurable, or what `build` raises (then nothing is written).
         """
         with self._lock:
+            while self._pending_bytes > MOST_PENDING:
+                self._room.wait()
             ticket = _Ticket(self._next, build())
             self._next += 1
             self._pending.append(ticket)
+            self._pending_bytes += len(ticket.payload)
             lead = not self._leading
             self._leading = True
         if not lead:
@@ -191,7 +201,7 @@ class Journal:
     def _lead(self) -> None:
         """Write what is pending, release those who waited, hand the lead on."""
         with self._lock:
-            batch, self._pending = self._pending, []
+            batch = self._take_pending()
         error = None
         try:
             self._write(batch)
@@ -214,9 +224,15 @@ class Journal:
         if following is not None:
             following.release()
 
+    def _take_pending(self) -> list[_Ticket]:
+        """Under the lock."""
+        taken, self._pending, self._pending_bytes = self._pending, [], 0
+        self._room.notify_all()
+        return taken
+
     def _fail(self, batch: list[_Ticket], error: Exception) -> list[_Ticket]:
         """Under the lock: nothing after the last durable record counts."""
-        batch, self._pending = batch + self._pending, []
+        batch = batch + self._take_pending()
         for ticket in reversed(batch):
             ticket.error = error
             if ticket.undo is not None:
@@ -230,7 +246,7 @@ class Journal:
 
     def _write(self, batch: list[_Ticket]) -> None:
         """The leader's part, outside the lock.  Where it raises, the segment is given up."""
-        data = b"".join(segments.encode_record(t.number, t.payload) for t in batch)
+        data = b"".join(part for t in batch for part in (segments.record_head(t.number, t.payload), t.payload))
         if self._size >= self.segment_bytes:
             self._close_segment()
         try:

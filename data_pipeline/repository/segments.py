@@ -71,9 +71,14 @@ class Damage:
     after: int
 
 
-def encode_record(number: int, payload: bytes) -> bytes:
+def record_head(number: int, payload: bytes) -> bytes:
+    """What stands before the payload of a record."""
     crc = zlib.crc32(payload, zlib.crc32(_NUMBERED.pack(number, len(payload))))
-    return RECORD.pack(MARK, number, len(payload), crc) + payload
+    return RECORD.pack(MARK, number, len(payload), crc)
+
+
+def encode_record(number: int, payload: bytes) -> bytes:
+    return record_head(number, payload) + payload
 
 
 def segment_path(folder: pathlib.Path, first: int) -> pathlib.Path:

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from data_pipeline.repository import journal as journal_module
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse, Journal, NotDurable
 from data_pipeline.repository.segments import Reader, Record
@@ -97,6 +99,22 @@ def test_threads_that_wait_together_share_one_fsync(journal, monkeypatch):
     in_threads(9, lambda n: append(journal))
     assert journal.durable == 9
     assert len(calls) <= 2
+
+
+def test_what_waits_to_be_written_is_bounded(journal, monkeypatch):
+    monkeypatch.setattr(journal_module, "MOST_PENDING", 3000)
+    made, seen = [], []
+
+    def build(number):
+        made.append(number)
+        seen.append(journal._pending_bytes)
+        return b"%4d" % number * 250, None
+
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (time.sleep(0.01), real(fd)))
+    in_threads(16, lambda n: [journal.append(lambda: build(n)) for _ in range(5)])
+    assert len(made) == 80 and max(seen) in range(2000, 3001)
+    assert len(read_all(journal.folder, 80)) == 80
 
 
 def test_on_durable_never_names_a_record_that_is_not_on_disk(journal):

@@ -112,7 +112,7 @@ class Download:
     def _follow(self) -> Fetched:
         url = self.url
         for _ in range(REDIRECTS + 1):
-            parts = _checked(url, self.hosts)
+            parts = checked(url, self.hosts)
             files = _Files(self.folder, parts)
             with contextlib.closing(self._connect(parts)) as connection:
                 try:
@@ -268,8 +268,8 @@ def _alone(folder: pathlib.Path):
         os.close(fd)
 
 
-def _checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
-    """The address's parts; raises Refused."""
+def checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
+    """The parts of an address that may be asked for, by its looks alone; raises Refused."""
     if any(c <= " " or c == "\x7f" for c in url):
         raise Refused("the address has spaces or control characters")
     try:

@@ -19,6 +19,9 @@ KINDS = {"snapshots": "gex_bridge_snapshots", "strikes": "gex_bridge_strikes"}
 # One file of one name a partition: a replacement by rename is then atomic for every reader that lists folders.
 FILE = "part-0.parquet"
 
+# Every file of a kind as DuckDB's pattern, in which a folder that was moved away is none.
+FILES = "/ticker=*/endpoint=*/date=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/" + FILE
+
 # Hive's name for null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -80,15 +83,27 @@ def file_of(root: pathlib.Path, kind: str, partition: Partition) -> pathlib.Path
 
 
 def partitions(root: pathlib.Path, kind: str, ticker: str | None = None) -> Iterator[tuple[Partition, pathlib.Path]]:
-    """Every partition of the lake that exists, sorted, with its file; of one ticker only, if it is named."""
+    """Every partition of the lake that exists, sorted, with its file; of one ticker only, if it is named.
+
+    A folder whose date is none is not of the lake: `date=2025-11-14.bak`, say, where somebody moved a day away.
+    """
     for one in _values(root / kind, "ticker"):
         if ticker is not None and one.value != ticker:
             continue
         for endpoint in _values(one.path, "endpoint"):
             for date in _values(endpoint.path, "date"):
-                file = date.path / FILE
-                if file.is_file():
-                    yield Partition(one.value, endpoint.value, datetime.date.fromisoformat(date.value)), file
+                day, file = _day(date.value), date.path / FILE
+                if day and file.is_file():
+                    yield Partition(one.value, endpoint.value, day), file
+
+
+def _day(name: str) -> datetime.date | None:
+    """The date of YYYY-MM-DD, None for anything else."""
+    try:
+        day = datetime.date.fromisoformat(name)
+    except ValueError:
+        return None
+    return day if day.isoformat() == name else None  # not 20251114
 
 
 class _Level(NamedTuple):

@@ -10,7 +10,7 @@ import shutil
 from typing import Iterator, NamedTuple
 from urllib.parse import unquote
 
-from data_pipeline.atomic import fsync_folder
+from data_pipeline.atomic import fsync_folder, make_folder
 from data_pipeline.names import LONGEST, percent_encoded
 
 # kind (a folder of the lake) -> table whose columns its files have
@@ -123,7 +123,7 @@ def _values(folder: pathlib.Path, key: str) -> list[_Level]:
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
     """Hold the lake's lock, one among all processes; others wait."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -192,9 +192,8 @@ def publish(root: pathlib.Path, staged: pathlib.Path, target: pathlib.Path) -> N
     """Move a finished file to its place, durably and atomically; `target` is below `root`."""
     with open(staged, "rb") as file:
         os.fsync(file.fileno())
-    missing = [folder for folder in target.parents if root in folder.parents and not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staged, target)
-    fsync_folder(target.parent)
-    for folder in missing:  # a new folder's own name must survive a power cut as well
-        fsync_folder(folder.parent)
+    # The folders' own names must survive a power cut as well, also those that one who was killed has made.
+    for folder in (root.parent, root, *(above for above in target.parents if root in above.parents)):
+        fsync_folder(folder)

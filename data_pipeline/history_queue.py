@@ -122,8 +122,8 @@ class HistoryQueue:
     def _refuse(con, refused: dict[int, str]) -> None:
         """No attempt is left to those: what is not allowed will not be the next time."""
         con.execute(
-            f"UPDATE gex_history_queue SET status = 'failed', last_error = why, attempts = {ATTEMPTS}, updated_at = {NOW}"
-            " FROM (SELECT unnest(?) AS job, unnest(?) AS why) WHERE id = job",
+            f"UPDATE gex_history_queue SET status = 'failed', last_error = why, attempts = {ATTEMPTS},"
+            f" updated_at = {NOW} FROM (SELECT unnest(?) AS job, unnest(?) AS why) WHERE id = job",
             [list(refused), [why[:ERROR_LIMIT] for why in refused.values()]],
         )
 

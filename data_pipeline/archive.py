@@ -15,10 +15,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Callable
 
+import duckdb
 import pyarrow as pa
 
 from data_pipeline.lake import layout
-from data_pipeline.lake.layout import KINDS, LakeNameError, Partition
+from data_pipeline.lake.layout import KINDS, LakeDamaged, LakeNameError, Partition
 from data_pipeline.lake.views import files, view_statements
 from data_pipeline.lake.write import merge, spans
 from data_pipeline.repository import schema
@@ -29,7 +30,7 @@ TRIES = 3
 
 
 class ArchiveFailed(Exception):
-    """The lake does not have what the tables have; no row of that day was deleted."""
+    """The lake does not have what the tables have, or the views would not show it; the rows stay."""
 
 
 @dataclass
@@ -38,12 +39,15 @@ class ArchiveResult:
 
     left: of days that are due, rows whose key is no time in seconds or whose
     ticker or endpoint cannot be a folder, and days that kept changing.
+    failed: days whose rows stay in the live tables for something is wrong
+    with the lake, and what.
     """
 
     days: list[str] = field(default_factory=list)
     snapshots: int = 0
     strikes: int = 0
     left: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_json(self) -> dict:
@@ -58,22 +62,24 @@ def archive(
 
     keep_days: 0 moves all but today.  wait: seconds for the database each
     time.  progress: called with ("archiving", rows done, rows to do).  Raises
-    DatabaseBusy, ArchiveFailed, LakeDamaged, OSError; harmless to run again after any.
+    DatabaseBusy, OSError; harmless to run again after either.
     """
     begun = time.monotonic()
     root, result = data_dir / "lake", ArchiveResult()
     before = (today or datetime.datetime.now(layout.UTC).date()) - datetime.timedelta(days=keep_days)
     with database.session(wait, checkpoint=False) as con:
         due, whole = _due(con, before, result)
-    done = 0
     for partition in due:
         try:
             partition.folder
         except LakeNameError as problem:
             result.left.append(str(problem))
             continue
-        snapshots, strikes = _move(database, root, partition, wait, result)
-        done += snapshots + strikes
+        try:
+            _move(database, root, partition, wait, result)
+        except (ArchiveFailed, LakeDamaged) as problem:
+            result.failed.append(f"{partition.folder}: {problem}")
+        done = result.snapshots + result.strikes
         if progress:
             progress("archiving", done, max(done, whole))
     result.seconds = time.monotonic() - begun
@@ -97,11 +103,8 @@ def _due(con, before: datetime.date, result: ArchiveResult) -> tuple[list[Partit
     return due, sum(count for *_, count in rows)
 
 
-def _move(
-    database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult
-) -> tuple[int, int]:
-    """Merge one day and delete its rows; how many of them went."""
-    gone = {kind: 0 for kind in KINDS}
+def _move(database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult) -> None:
+    """Merge one day and delete its rows.  Raises ArchiveFailed, LakeDamaged, and what the database and the disk do."""
     for _ in range(TRIES):
         first, end = partition.bounds
         times = _rows(database, wait, "snapshots", partition, first, end, "timestamp, strikes_count")
@@ -113,15 +116,12 @@ def _move(
             if deleted is None:
                 unchanged = False
             else:
-                gone = {kind: gone[kind] + deleted[kind] for kind in KINDS}
+                result.snapshots += deleted["snapshots"]
+                result.strikes += deleted["strikes"]
         if unchanged:
             result.days.append(partition.folder)
-            break
-    else:
-        result.left.append(f"{partition.folder}: its rows kept changing")
-    result.snapshots += gone["snapshots"]
-    result.strikes += gone["strikes"]
-    return gone["snapshots"], gone["strikes"]
+            return
+    result.left.append(f"{partition.folder}: its rows kept changing")
 
 
 def _rows(
@@ -143,6 +143,7 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
 
     Raises ArchiveFailed where the lake has fewer rows, or other sums, though none did.
     """
+    _make_views(con, root)
     parameters = [partition.ticker, partition.endpoint, start, end]
     con.execute("BEGIN")
     try:
@@ -159,8 +160,6 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
             # Strikes of a snapshot go as a whole, so the lake has exactly these for the snapshots that are live.
             lake += f" AND timestamp IN (SELECT timestamp FROM {table} WHERE {_OF})"
             _compare(con, kind, live, lake, parameters)
-        for statement in view_statements(root):  # before the rows go, the views must know where they went
-            con.execute(statement)
         deleted = {
             kind: con.execute(f"DELETE FROM {table} WHERE {_OF}", parameters).fetchall()[0][0]
             for kind, table in KINDS.items()
@@ -170,6 +169,17 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
     except BaseException:
         con.execute("ROLLBACK")
         raise
+
+
+def _make_views(con, root: pathlib.Path) -> None:
+    """Before rows go, the views must know where they went.  Raises ArchiveFailed."""
+    try:
+        for statement in view_statements(root):
+            con.execute(statement)
+    except duckdb.Error as problem:  # a file of some day is broken, which whoever asks the views is told as well
+        known = con.execute("SELECT count(*) FROM duckdb_views() WHERE sql LIKE '%read_parquet%'").fetchall()
+        if known != [(len(KINDS),)]:
+            raise ArchiveFailed(f"the views on the lake cannot be made: {str(problem).splitlines()[0]}") from problem
 
 
 def _compare(con, kind: str, live: str, lake: str, parameters: list) -> None:

@@ -28,8 +28,14 @@ from data_pipeline.names import folder_name
 REDIRECTS = 5
 BLOCK = 1 << 18
 
-# An IPv4 address inside these is reached through a translator; what it is cannot be seen from outside.
-_TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# IPv6 addresses that end in the IPv4 address which is reached: compatible, mapped, translated (SIIT), NAT64.
+_IPV4_INSIDE = [ipaddress.ip_network(net) for net in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
+
+# Of IPv6, what is handed out for the whole internet: not site-local, not a translator's of the local network.
+_GLOBAL = ipaddress.ip_network("2000::/3")
+
+# Protocol assignments (of which older Pythons take some for public), relays of 6to4, Teredo.
+_NOT_PUBLIC = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "2001::/32")]
 
 
 class DownloadFailed(Exception):
@@ -106,7 +112,7 @@ class Download:
     def _follow(self) -> Fetched:
         url = self.url
         for _ in range(REDIRECTS + 1):
-            parts = _checked(url, self.hosts)
+            parts = checked(url, self.hosts)
             files = _Files(self.folder, parts)
             with contextlib.closing(self._connect(parts)) as connection:
                 try:
@@ -262,8 +268,8 @@ def _alone(folder: pathlib.Path):
         os.close(fd)
 
 
-def _checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
-    """The address's parts; raises Refused."""
+def checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
+    """The parts of an address that may be asked for, by its looks alone; raises Refused."""
     if any(c <= " " or c == "\x7f" for c in url):
         raise Refused("the address has spaces or control characters")
     try:
@@ -302,13 +308,16 @@ def _addresses(host: str, port: int, hosts: tuple[str, ...]) -> list[str]:
 
 
 def _is_public(address: str) -> bool:
+    """Whether everybody on the internet can reach it; of an IPv6 form of an IPv4 address that one is judged."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    if inner is not None:
-        ip = inner
-    if ip.version == 6 and (ip.teredo or any(ip in network for network in _TRANSLATED)):
-        return False
-    return ip.is_global and not ip.is_multicast
+    if ip.version == 6:
+        if any(ip in network for network in _IPV4_INSIDE):
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip not in _GLOBAL:
+            return False
+        else:
+            ip = ip.sixtofour or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 def _tls(plain: socket.socket, host: str) -> ssl.SSLSocket:

@@ -23,13 +23,16 @@ LOOK_EVERY = 30.0
 # The import of one file; it takes seconds, so one that takes this long hangs.
 IMPORT_TIME = 3600.0
 
+# What another try cannot change.
+FOR_GOOD = (download.Refused, LakeNameError)
+
 
 class HistoryImporter(Background):
     """Takes jobs from `queue` one at a time, oldest first, and finishes them.
 
-    queue: an object with `take() -> Job | None` and `finish(job_id, status,
-    last_error)`, called from this thread alone (`history_queue.HistoryQueue`
-    is one).  An exception of either is logged, and tried again later.  The
+    queue: a `history_queue.HistoryQueue`, called from this thread alone.  An
+    exception of its is logged, and tried again later.  Links that may not be
+    fetched are failed many at a time, or they would keep others waiting.  The
     child is ended at `stop`, and the job is pending again: nothing is half
     done, the lake has whole partitions only.  settle: seconds between the
     first news of a link and the work, so that a handful of links is taken in
@@ -67,44 +70,62 @@ class HistoryImporter(Background):
         settle = self._settle
         while not self._stopping.wait(settle):
             self._woken.clear()
+            failed = self._failed
             try:
-                job = self._queue.take()
+                job = self._queue.take(self._refusal)
+                done = job is None and self._failed == failed
             except Exception:
                 logger.exception("the history queue cannot be read; next try in %g s", LOOK_EVERY)
-                job = None
-            if job is None:
+                job, done = None, True
+            if done:
                 self._woken.wait(LOOK_EVERY)
                 settle = self._settle
-            else:
+                continue
+            if job is not None:
                 self.work(job)
-                settle = 0.0  # the next one, at once
+            settle = 0.0  # the next one, at once
+
+    def _refusal(self, job: Job) -> str | None:
+        """Why a job must not be tried, as far as it can be seen without trying; also counts and logs it."""
+        try:
+            encoded(job.ticker), encoded(job.endpoint)
+            download.checked(job.url, self._hosts)
+        except FOR_GOOD as problem:
+            self._say(job, "failed", str(problem), 0.0)
+            return str(problem)
+        return None
 
     def work(self, job: Job) -> str:
         """Do one job and finish it; returns its new status."""
         self._current = job.id
-        begun = time.monotonic()
+        begun, for_good = time.monotonic(), False
         try:
             trouble = self._fetch_and_import(job)
             status = "completed"
         except (download.DownloadFailed, LakeNameError, ImportProblem) as problem:
-            status, trouble = "failed", str(problem)
+            status, trouble, for_good = "failed", str(problem), isinstance(problem, FOR_GOOD)
         except Exception as problem:
             logger.exception("history job %d", job.id)
             status, trouble = "failed", f"{type(problem).__name__}: {problem}"
         if self._stopping.is_set() and status == "failed":
             status, trouble = "pending", None
-        self._finish(job, status, trouble, time.monotonic() - begun)
+        self._say(job, status, trouble, time.monotonic() - begun)
+        self._finish(job, status, trouble, for_good)
         self._current = None
         return status
 
-    def _finish(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
+    def _say(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
         level = logging.WARNING if status == "failed" else logging.INFO
         said = f": {ascii(trouble)}" if trouble else ""
         logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, said)
         self._completed += status == "completed"
         self._failed += status == "failed"
+
+    def _finish(self, job: Job, status: str, trouble: str | None, for_good: bool) -> None:
         while True:
             try:
+                if for_good and status == "failed":
+                    return self._queue.refuse(job.id, trouble)
                 return self._queue.finish(job.id, status, trouble)
             except Exception:
                 logger.exception("the end of history job %d cannot be written down", job.id)

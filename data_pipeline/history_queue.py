@@ -6,7 +6,7 @@ crash.
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.schema import NOW
@@ -18,6 +18,9 @@ PAUSES = (60, 300)
 # A text for the table; a client's host name or a server's answer may be longer than anyone wants.
 ERROR_LIMIT = 1000
 
+# Rows that are looked at in one session, and characters of each value: what is refused is so whatever follows them.
+AT_ONCE = 1000
+LOOKED_AT = 4096
 
 _AGO = "strftime(make_timestamp(epoch_us(now())) - INTERVAL {} SECOND, '%Y-%m-%d %H:%M:%S')"
 
@@ -42,12 +45,16 @@ class HistoryQueue:
         self._database, self._wait = Database(database), wait
         self._recovered = False
 
-    def take(self) -> Job | None:
+    def take(self, refusal: Callable[[Job], str | None] = lambda job: None) -> Job | None:
         """Mark the oldest row that is due as started and return it; None where none is.
 
         Due is a pending one, and a failed one with attempts left whose pause
-        is over.  The first call finds those that a crash left started: they
-        are pending again, or failed where no attempt is left.
+        is over.  refusal: says why a job must not be tried, or None; it is
+        asked about up to AT_ONCE that are due, with the first LOOKED_AT
+        characters of their values, and those it refuses are failed for good
+        in the same session.  So None may also mean that none of so many was
+        fit.  The first call finds those that a crash left started: they are
+        pending again, or failed where no attempt is left.
         """
         with self._database.session(self._wait) as con:
             if not self._recovered:
@@ -57,19 +64,17 @@ class HistoryQueue:
                 f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})"
                 for n, pause in enumerate(PAUSES, 1)
             )
+            beginnings = ", ".join(f"left({value}, {LOOKED_AT})" for value in ("url", "ticker", "endpoint"))
             found = con.execute(
-                "SELECT id, url, ticker, endpoint, attempts + 1 FROM gex_history_queue"
+                f"SELECT id, {beginnings}, attempts + 1 FROM gex_history_queue"
                 f" WHERE status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due})"
-                " ORDER BY id LIMIT 1"
+                f" ORDER BY id LIMIT {AT_ONCE}"
             ).fetchall()
-            if not found:
-                return None
-            (row,) = found
-            con.execute(
-                f"UPDATE gex_history_queue SET status = 'started', attempts = ?, updated_at = {NOW} WHERE id = ?",
-                [row[4], row[0]],
-            )
-            return Job(*row)
+            refused = {row[0]: why for row in found if (why := refusal(Job(*row)))}
+            if refused:
+                self._refuse(con, refused)
+            fit = next((row[0] for row in found if row[0] not in refused), None)
+            return None if fit is None else self._start(con, fit)
 
     def finish(self, job_id: int, status: str, last_error: str | None) -> None:
         """Write down what became of a job: completed, failed, or pending again."""
@@ -78,6 +83,11 @@ class HistoryQueue:
                 f"UPDATE gex_history_queue SET status = ?, last_error = ?, updated_at = {NOW} WHERE id = ?",
                 [status, last_error and last_error[:ERROR_LIMIT], job_id],
             )
+
+    def refuse(self, job_id: int, last_error: str) -> None:
+        """Write down that a job failed, and is not to be tried again."""
+        with self._database.session(self._wait) as con:
+            self._refuse(con, {job_id: last_error})
 
     def retry(self, job_id: int) -> bool:
         """Make a row pending, as new; False if there is none of that id."""
@@ -91,11 +101,7 @@ class HistoryQueue:
     def start(self, job_id: int) -> Job | None:
         """Mark this row as started, whatever it was; None if there is none."""
         with self._database.session(self._wait) as con:
-            found = con.execute(
-                f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
-                " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts", [job_id],
-            ).fetchall()
-        return Job(*found[0]) if found else None
+            return self._start(con, job_id)
 
     def rows(self) -> list[dict]:
         """The whole table, oldest first."""
@@ -103,6 +109,23 @@ class HistoryQueue:
             found = con.execute("SELECT * FROM gex_history_queue ORDER BY id")
             names = [column[0] for column in found.description]
             return [dict(zip(names, row)) for row in found.fetchall()]
+
+    @staticmethod
+    def _start(con, job_id: int) -> Job | None:
+        found = con.execute(
+            f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
+            " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts", [job_id],
+        ).fetchall()
+        return Job(*found[0]) if found else None
+
+    @staticmethod
+    def _refuse(con, refused: dict[int, str]) -> None:
+        """No attempt is left to those: what is not allowed will not be the next time."""
+        con.execute(
+            f"UPDATE gex_history_queue SET status = 'failed', last_error = why, attempts = {ATTEMPTS},"
+            f" updated_at = {NOW} FROM (SELECT unnest(?) AS job, unnest(?) AS why) WHERE id = job",
+            [list(refused), [why[:ERROR_LIMIT] for why in refused.values()]],
+        )
 
     @staticmethod
     def _recover(con) -> None:

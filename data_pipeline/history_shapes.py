@@ -10,6 +10,7 @@ and from there on the file is read slowly and exactly, one JSON value after the
 other, over what is damaged to the next record that is whole.
 """
 
+import codecs
 import itertools
 import json
 import pathlib
@@ -25,15 +26,18 @@ PIECE = 4 << 20
 # One record at most: 50,000 strikes.  A longer one is bad.
 RECORD_LIMIT = 4 << 20
 
+# Characters left behind in a buffer before it is cut: json counts the lines before each error, and a cut copies.
+BEHIND = 1 << 14
+
 _BOM = b"\xef\xbb\xbf"
 _WRAPPER = re.compile(rb'\s*\{\s*"data"\s*:\s*\[')
-_ARRAY_END = re.compile(rb"\]\s*\}?\s*\Z")
+_ARRAY_END = re.compile(rb"\]\s*+\}?\s*+\Z")
 _GAP = re.compile(rb"\}\s*,\s*(?=\{)")
 _BETWEEN = re.compile(r"[\s,]*")
 _DATA = re.compile(r'"data"\s*:\s*\[')
-_CLOSED = re.compile(r"\]\s*\}?\s*(?![\s,}])")
+_CLOSED = re.compile(r"\]\s*+\}?\s*+(?![\s,}])")
 # Where the next record may begin after one that cannot be read.
-_NEXT = re.compile(r'(?<=[\]}])\s*,?\s*(?=\{\s*")|\n\s*(?=\{)')
+_NEXT = re.compile(r'(?<=[\]}])\s*+,?\s*+(?=\{\s*+")|\n[^\S\n]*+(?=\{)')
 
 
 class Piece(NamedTuple):
@@ -87,7 +91,8 @@ class Pieces:
 
     def _blocks(self) -> Iterator[bytes]:
         yield from self._again
-        yield self._rest
+        if self._rest:  # an empty block is the end
+            yield self._rest
         while block := self._block():
             yield block
 
@@ -173,21 +178,28 @@ def _one_a_line(line: bytes) -> bool:
 
 
 def _records(blocks: Iterator[bytes], in_array: bool) -> Iterator[bytes | None]:
-    """Each JSON value, None for what cannot be read; holds about RECORD_LIMIT characters at once."""
+    """Each JSON value, None for what cannot be read; holds about RECORD_LIMIT characters and a block at once."""
     decoder = json.JSONDecoder()
-    raw, buffer, ended = b"", "", False
-    while True:
+    # A character may be cut by the block's end; bytes that are no UTF-8 stay what they are.
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    buffer, position, ended, skipping = "", 0, False, False
+    while not ended:
         block = next(blocks, b"")
         ended = not block
-        raw += block
-        # A character may be cut by the block's end; bytes that are no UTF-8 stay what they are.
-        whole = len(raw) if ended else max(raw.rfind(b"\n"), raw.rfind(b"}"), raw.rfind(b",")) + 1
-        buffer += raw[:whole].decode("utf-8", "surrogateescape")
-        raw = raw[whole:]
+        buffer, position = buffer[position:] + text.decode(block, ended), 0
+        wrapped = True  # there may be a wrapper in the buffer
         while True:
-            position = _BETWEEN.match(buffer).end()
+            if skipping:
+                following = _NEXT.search(buffer, position)
+                if not following:
+                    position = max(len(buffer) - 1, 0)  # what is before the next block may tell that a record begins
+                    break
+                position, skipping = following.end(), False
+            if position > BEHIND:
+                buffer, position = buffer[position:], 0
+            position = _BETWEEN.match(buffer, position).end()
             if not in_array and buffer[position : position + 1] == "[":
-                in_array, buffer = True, buffer[position + 1 :]
+                in_array, position = True, position + 1
                 continue
             while position < len(buffer) and not (in_array and buffer[position] == "]"):
                 try:
@@ -198,29 +210,22 @@ def _records(blocks: Iterator[bytes], in_array: bool) -> Iterator[bytes | None]:
                     break  # a number may go on in the next block
                 yield from _unwrapped(value, buffer[position:end])
                 position = _BETWEEN.match(buffer, end).end()
-            buffer = buffer[position:]
-            if in_array and buffer[:1] == "]":
-                closed = _CLOSED.match(buffer)
+            if in_array and buffer[position : position + 1] == "]":
+                closed = _CLOSED.match(buffer, position)
                 if not closed:
                     return  # other keys of the wrapper follow
-                in_array, buffer = False, buffer[closed.end() :]
+                in_array, wrapped, position = False, True, closed.end()
                 continue
-            if ended and not buffer:
-                return
-            if len(buffer) < RECORD_LIMIT and not ended:
+            if len(buffer) - position < (1 if ended else RECORD_LIMIT):
                 break  # perhaps only cut by the block's end
             # What stands here cannot be read, whatever follows.
-            wrapper = _DATA.search(buffer) if not in_array else None
+            wrapper = _DATA.search(buffer, position) if wrapped and not in_array else None
+            wrapped = False
             if wrapper:
-                in_array, buffer = True, buffer[wrapper.end() :]
+                in_array, position = True, wrapper.end()
                 continue
             yield None
-            following = _NEXT.search(buffer, 1)
-            buffer = buffer[following.end() :] if following else ""
-            if not following:
-                break
-        if ended and not buffer:
-            return
+            position, skipping = position + 1, True
 
 
 def _unwrapped(value, text: str) -> Iterator[bytes]:

@@ -44,13 +44,18 @@ class NightlyArchive(Background):
             self.run()
 
     def run(self) -> int:
-        """One run, now; returns its exit code."""
+        """One run, now; returns its exit code, -1 where there was none."""
         with self._lock:
             if self._stopping.is_set():
                 return -1
-            self._child = subprocess.Popen(
-                self._command, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-            )
+            try:
+                self._child = subprocess.Popen(
+                    self._command, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+                )
+            except OSError as problem:  # no memory or no process left, say
+                self._failed += 1
+                log.error("the archive run cannot be started, and is tried again next night: %s", problem)
+                return -1
         said, _ = self._child.communicate()
         code = self._child.returncode
         with self._lock:
@@ -60,7 +65,7 @@ class NightlyArchive(Background):
             log.info("archived: %s", " ".join(said.split()))
         else:
             self._failed += 1
-            log.error("the archive run ended with %d; it is done again next night", code)
+            log.error("the archive run ended with %d; it is done again next night: %s", code, " ".join(said.split()))
         return code
 
 

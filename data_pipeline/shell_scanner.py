@@ -281,6 +281,8 @@ class Scanner:
             refuse("it follows a $", after.at, after.name)
         elif after == "(" and self._peek(2) == "(":
             self._arithmetic()
+        elif after == "[":
+            self._give_up("it comes after a $[, which is arithmetic to bash and plain text to sh")
         elif after == "(":
             self._nested("it stands inside $(…), where a shell reads the text again")
         elif after == "{":

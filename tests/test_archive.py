@@ -166,8 +166,8 @@ def test_sums_that_differ_stop_the_archive_before_a_row_is_deleted(database, tmp
     fill(database, tmp_path, days=1)
     monkeypatch.setattr(module, "_compare", lambda *args: module.__dict__["_broken"]())
     monkeypatch.setitem(module.__dict__, "_broken", lambda: (_ for _ in ()).throw(ArchiveFailed("sums differ")))
-    with pytest.raises(ArchiveFailed):
-        archive(database, tmp_path, 0, today=TODAY)
+    result = archive(database, tmp_path, 0, today=TODAY)
+    assert (result.days, result.failed) == ([], ["ticker=SPX/endpoint=gex_zero/date=2025-01-02: sums differ"])
     assert ask(database, "SELECT count(*) FROM gex_bridge_strikes") == [(60,)]
 
 
@@ -197,3 +197,39 @@ def test_a_big_day_goes_in_several_sessions(database, tmp_path, monkeypatch):
     before = everything(database)
     result = archive(database, tmp_path, 0, today=TODAY)
     assert (result.snapshots, result.strikes) == (20, 60) and everything(database) == before
+
+
+@pytest.mark.parametrize("broken", ["all", "footer"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_day_stays_and_is_named_while_all_others_move(database, tmp_path, broken, which):
+    fill(database, tmp_path)
+    archive(database, tmp_path, 2, today=TODAY)
+    file = sorted((tmp_path / "lake" / "strikes").rglob("*.parquet"))[which]
+    good = file.read_bytes()
+    file.write_bytes(b"x" * 1000 if broken == "all" else good[:-200] + bytes(192) + good[-8:])
+    late = DAY_START + 86400 * which + 500
+    ask(
+        database,
+        "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot)"
+        f" VALUES ('SPX', {late}, 'gex_zero', 7)",
+    )
+    result = archive(database, tmp_path, 0, today=TODAY)
+    day_ = f"ticker=SPX/endpoint=gex_zero/date=2025-01-0{2 + which}"
+    assert [d[-10:] for d in result.days] == ["2025-01-04", "2025-01-05"] and result.snapshots == 40
+    assert len(result.failed) == 1 and result.failed[0].startswith(day_) and "is damaged" in result.failed[0]
+    assert ask(database, "SELECT timestamp FROM gex_bridge_snapshots") == [(late,)]
+    file.rename(file.parent.with_name(file.parent.name + ".bak"))  # away with it, under any name
+    assert archive(database, tmp_path, 0, today=TODAY).days == [day_]
+    assert ask(database, "SELECT count(*) FROM gex_snapshots_all") == [(81,)]
+    assert ask(database, "SELECT count(*) FROM gex_strikes_all") == [(240 - 60,)]
+
+
+def test_rows_do_not_go_where_no_view_would_show_them(database, tmp_path):
+    fill(database, tmp_path, days=1)  # the views are as without a lake
+    broken = tmp_path / "lake" / "strikes" / "ticker=A" / "endpoint=e" / "date=2020-01-01" / "part-0.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"x")
+    result = archive(database, tmp_path, 0, today=TODAY)
+    assert result.days == [] and "views on the lake cannot be made" in result.failed[0]
+    assert "\n" not in result.failed[0]
+    assert ask(database, "SELECT count(*) FROM gex_bridge_strikes") == [(60,)]

@@ -144,6 +144,35 @@ def test_a_star_opens_no_private_address(tmp_path, web, host):
     assert not web.seen
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[fec0::1]",
+        "[fd00::1]",
+        "[fe80::1]",
+        "[::127.0.0.1]",
+        "[::ffff:10.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b::192.168.0.1]",
+        "[64:ff9b:1::8.8.8.8]",
+        "[2002:7f00:1::]",
+        "[2001:0:808:808::]",
+        "[ff02::1]",
+        "192.0.0.8",
+        "192.88.99.1",
+        "224.0.0.1",
+    ],
+)
+def test_no_form_of_a_private_address_is_taken_for_a_public_one(tmp_path, host):
+    with pytest.raises(Refused, match="private"):
+        fetch(tmp_path, f"http://{host}:1/f", ("*",))
+
+
+def test_public_addresses_are_public_in_each_of_their_forms():
+    for address in ("8.8.8.8", "2a00:1450:4001::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"):
+        assert download._is_public(address), address
+
+
 def test_a_subdomain_of_an_allowed_host_may_not_point_inside(tmp_path, web, monkeypatch):
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", web.port))]

@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,30 @@ def test_latest_json_is_all_tickers_as_json_dumps_makes_them(tickers):
     entries = {ticker: files._entry(state) for ticker, state in by_ticker.items()}
     documents = {ticker: state.document() for ticker, state in by_ticker.items()}
     assert latest_json(entries) == json.dumps(documents, indent=2, sort_keys=True)
+
+
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats()
+    | st.text(st.sampled_from('"\\\\[]{},: \n\x00é\ud800') | st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(any_json)
+def test_indented_is_what_json_dumps_makes(value):
+    assert files.indented(json.dumps(value)) == json.dumps(value, indent=2)
+
+
+def test_a_number_deep_inside_costs_no_more_than_one_outside():
+    value, levels = [1] * 20_000, 700
+    for _ in range(levels):
+        value = [value]
+    began = time.process_time()
+    text = files.indented(json.dumps(value))
+    took = time.process_time() - began
+    began = time.process_time()
+    assert text == json.dumps(value, indent=2)
+    assert took < (time.process_time() - began) / 3
 
 
 @given(states)

@@ -3,10 +3,12 @@
 import datetime
 import gzip
 import json
+import tracemalloc
 
 import polars as pl
 import pytest
 
+from data_pipeline import history_shapes
 from data_pipeline.history import ImportFailed, import_file
 from data_pipeline.lake import LakeNameError, scan_snapshots, scan_strikes
 from tests.history_files import DAY_START, day, record
@@ -305,6 +307,60 @@ def test_a_file_of_many_pieces_loses_and_doubles_nothing(tmp_path, monkeypatch):
     objects = json.dumps([c | {"notes": [{"a": 1}, {"b": 2}]} for c in chains])
     result = imported(tmp_path, objects, ticker="NESTED")
     assert (result.records, result.bad, result.snapshots, result.strikes) == (300, 0, 300, 900)
+
+
+def cut(tmp_path, content: bytes) -> list:
+    """All records of a file, cut one by one."""
+    pieces = history_shapes.Pieces(put(tmp_path, content))
+    pieces.redo([])
+    found = [record for piece in pieces for record in piece.records]
+    pieces.close()
+    return found
+
+
+def test_a_record_without_an_end_takes_no_more_memory_than_the_longest_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_shapes, "PIECE", 10_000)
+    monkeypatch.setattr(history_shapes, "RECORD_LIMIT", 10_000)
+    good = b'{"a": 1}'
+    for endless in (b'{"a": "' + b"a" * 5_000_000, b'{"a": "' + "é".encode() * 2_000_000, b"[" * 3_000_000):
+        file = put(tmp_path, gzip.compress(good + b"\n" + endless + b"\n" + good))
+        tracemalloc.start()
+        pieces = history_shapes.Pieces(file)
+        pieces.redo([])
+        assert [record for piece in pieces for record in piece.records] == [good, None, good]
+        pieces.close()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content, bad",
+    [
+        (b"{x\n" * 300_000, 300_000),
+        (b"[" + b"{x}," * 300_000 + b"{}]", 1),
+        (b"x" + b"\n" * 1_000_000 + b"y", 1),
+        (b"{x}" + b" " * 1_000_000 + b"y", 1),
+        (b"[{x}" + b" " * 1_000_000 + b"," + b" " * 1_000_000 + b"y", 1),
+        (b"[{}]" + b" " * 1_000_000 + b',"x": 1}', 0),
+        (b"[{}]" + b" " * 1_000_000 + b"x", None),
+    ],
+)
+def test_damage_of_any_kind_takes_a_time_that_grows_with_the_file_alone(tmp_path, content, bad):
+    found = cut(tmp_path, content)  # with the square of it, hours
+    assert bad is None or found.count(None) == bad
+    pieces = history_shapes.Pieces(put(tmp_path, content))
+    assert sum(len(piece.records) for piece in pieces)
+    pieces.close()
+
+
+def test_what_follows_a_piece_that_ends_with_its_record_is_read_after_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_shapes, "PIECE", 4096)
+    lines = b'{"a":1}\n' * 1023 + b'{"a":x}\n' + b'{"b":2}\n' * 100
+    pieces = history_shapes.Pieces(put(tmp_path, lines))
+    pieces.redo([next(iter(pieces))])
+    found = [record for piece in pieces for record in piece.records]
+    pieces.close()
+    assert len(found) == 1124 and found.count(b'{"b":2}') == 100
 
 
 def test_progress_ends_at_the_whole(tmp_path):

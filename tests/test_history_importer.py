@@ -58,7 +58,7 @@ def worked_off(path, tmp_path):
     """Let an importer work until nothing is due."""
     queue = HistoryQueue(path)
     one = HistoryImporter(queue, tmp_path, ("127.0.0.1",), 1 << 30)
-    while (job := queue.take()) is not None:
+    while (job := queue.take(one._refusal)) is not None:
         one.work(job)
     return states(path)
 
@@ -120,13 +120,61 @@ def test_links_become_rows_in_the_lake(path, tmp_path, web, caplog):
         (2, "completed", 1, "1 of 6 records skipped: record 6: not JSON"),
         (3, "failed", 1, "no records in the file"),
         (4, "failed", 1, "the server answered 404"),
-        (5, "failed", 1, "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS"),
-        (6, "failed", 1, f"'{'X' * 40}' is too long for a partition of the lake"),
-        (7, "failed", 1, "only http:// and https:// addresses with a host are fetched"),
+        (5, "failed", 3, "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS"),
+        (6, "failed", 3, f"'{'X' * 40}' is too long for a partition of the lake"),
+        (7, "failed", 3, "only http:// and https:// addresses with a host are fetched"),
     ]
     assert scan_snapshots("SPX", data_dir=tmp_path).collect().height == 10
     assert scan_strikes("SPX", data_dir=tmp_path).collect().height == 30
     assert "history job 1 completed" in caplog.text and "SECRET" not in caplog.text
+
+
+def test_links_that_may_not_be_fetched_keep_no_other_waiting_and_are_not_tried_again(path, tmp_path, web, caplog):
+    web.files["/a.json"] = json.dumps(day(2)).encode()
+    add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
+    with Database(path).session(30) as con:  # before and after it, and some whose pause is over
+        con.execute(
+            "INSERT INTO gex_history_queue (id, url, ticker, endpoint, status, attempts, updated_at)"
+            " SELECT n, 'http://evil.example/' || n, 'SPX', 'e', if(n < 0, 'pending', 'failed'), n % 2, '2025-01-01'"
+            " FROM range(-1500, 1600) t(n) WHERE n < 0 OR n > 1 AND n % 2 = 1"
+        )
+    one = importer(path, tmp_path)
+    queue = one._queue
+    assert queue.take(one._refusal) is None and queue.take(one._refusal).id == 1  # a thousand at a time
+    while one.stats()["failed"] < 1500 + 799:
+        assert queue.take(one._refusal) is None
+    ends = {s[1:] for s in states(path) if s[0] != 1}
+    assert ends == {("failed", 3, "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS")}
+    assert "history job -1500 failed after 0.0 s" in caplog.text
+
+
+def test_a_refusal_that_only_the_server_causes_is_final_too(path, tmp_path, web):
+    web.answers["/away"] = (302, {"Location": "http://evil.example/"}, b"")
+    add(path, (f"{web.url}/away", "SPX", "gex_zero"), ("http://evil.example/", "SPX", "gex_zero"))
+    one = importer(path, tmp_path)
+    assert one.work(one._queue.take()) == "failed"
+    assert one.work(one._queue.start(2)) == "failed"  # as the command does, unasked
+    said = "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS"
+    assert states(path) == [(1, "failed", 3, said), (2, "failed", 3, said)]
+
+
+def test_the_thread_goes_from_what_it_refuses_to_what_it_fetches_at_once(path, tmp_path, web, monkeypatch):
+    monkeypatch.setattr("data_pipeline.history_importer.LOOK_EVERY", 3600.0)
+    monkeypatch.setattr("data_pipeline.history_queue.AT_ONCE", 3)
+    web.files["/a.json"] = json.dumps(day(2)).encode()
+    add(path, *[("http://evil.example/", "SPX", "gex_zero")] * 7, (f"{web.url}/a.json", "SPX", "gex_zero"))
+    one = importer(path, tmp_path)
+    one.start()
+    wait_until(lambda: one.stats()["completed"] == 1)
+    assert one.stop(10) and one.stats()["failed"] == 7
+
+
+def test_an_address_longer_than_what_is_looked_at_is_fetched_whole(path, tmp_path, web):
+    long = "/a.json?" + "s" * 10_000
+    web.files["/a.json"] = json.dumps(day(2)).encode()
+    add(path, (web.url + long, "SPX", "gex_zero"))
+    assert worked_off(path, tmp_path) == [(1, "completed", 1, None)]
+    assert web.seen[0][0].endswith(long)
 
 
 def test_the_same_file_again_is_neither_fetched_nor_imported_twice(path, tmp_path, web):

@@ -17,8 +17,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args, settings) -> int:
-    from data_pipeline.archive import ArchiveFailed, archive
-    from data_pipeline.lake import LakeDamaged
+    from data_pipeline.archive import archive
     from data_pipeline.progress import Progress
     from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged
     from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
@@ -33,11 +32,13 @@ def run(args, settings) -> int:
     try:
         refuse_foreign_file(settings.database)
         result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
-    except (ArchiveFailed, LakeDamaged, DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
+    except (DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return 1
     finally:
         progress.close()
+    for failed in result.failed:
+        print(f"gex-bridge: {failed}", file=sys.stderr)
     if args.json:
         print(json.dumps(result.as_json()))
     else:
@@ -45,4 +46,4 @@ def run(args, settings) -> int:
         print(f"{rows}, {len(result.days)} days, {result.seconds:.1f} s")
         for left in result.left:
             print(f"left: {left}")
-    return 0
+    return 1 if result.failed else 0

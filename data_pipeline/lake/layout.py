@@ -10,7 +10,7 @@ import shutil
 from typing import Iterator, NamedTuple
 from urllib.parse import unquote
 
-from data_pipeline.atomic import fsync_folder
+from data_pipeline.atomic import fsync_folder, make_folder
 from data_pipeline.names import LONGEST, percent_encoded
 
 # kind (a folder of the lake) -> table whose columns its files have
@@ -18,6 +18,9 @@ KINDS = {"snapshots": "gex_bridge_snapshots", "strikes": "gex_bridge_strikes"}
 
 # One file of one name a partition: a replacement by rename is then atomic for every reader that lists folders.
 FILE = "part-0.parquet"
+
+# Every file of a kind as DuckDB's pattern, in which a folder that was moved away is none.
+FILES = "/ticker=*/endpoint=*/date=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/" + FILE
 
 # Hive's name for null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -80,15 +83,27 @@ def file_of(root: pathlib.Path, kind: str, partition: Partition) -> pathlib.Path
 
 
 def partitions(root: pathlib.Path, kind: str, ticker: str | None = None) -> Iterator[tuple[Partition, pathlib.Path]]:
-    """Every partition of the lake that exists, sorted, with its file; of one ticker only, if it is named."""
+    """Every partition of the lake that exists, sorted, with its file; of one ticker only, if it is named.
+
+    A folder whose date is none is not of the lake: `date=2025-11-14.bak`, say, where somebody moved a day away.
+    """
     for one in _values(root / kind, "ticker"):
         if ticker is not None and one.value != ticker:
             continue
         for endpoint in _values(one.path, "endpoint"):
             for date in _values(endpoint.path, "date"):
-                file = date.path / FILE
-                if file.is_file():
-                    yield Partition(one.value, endpoint.value, datetime.date.fromisoformat(date.value)), file
+                day, file = _day(date.value), date.path / FILE
+                if day and file.is_file():
+                    yield Partition(one.value, endpoint.value, day), file
+
+
+def _day(name: str) -> datetime.date | None:
+    """The date of YYYY-MM-DD, None for anything else."""
+    try:
+        day = datetime.date.fromisoformat(name)
+    except ValueError:
+        return None
+    return day if day.isoformat() == name else None  # not 20251114
 
 
 class _Level(NamedTuple):
@@ -108,7 +123,7 @@ def _values(folder: pathlib.Path, key: str) -> list[_Level]:
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
     """Hold the lake's lock, one among all processes; others wait."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -177,9 +192,8 @@ def publish(root: pathlib.Path, staged: pathlib.Path, target: pathlib.Path) -> N
     """Move a finished file to its place, durably and atomically; `target` is below `root`."""
     with open(staged, "rb") as file:
         os.fsync(file.fileno())
-    missing = [folder for folder in target.parents if root in folder.parents and not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staged, target)
-    fsync_folder(target.parent)
-    for folder in missing:  # a new folder's own name must survive a power cut as well
-        fsync_folder(folder.parent)
+    # The folders' own names must survive a power cut as well, also those that one who was killed has made.
+    for folder in (root.parent, root, *(above for above in target.parents if root in above.parents)):
+        fsync_folder(folder)

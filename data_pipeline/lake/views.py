@@ -2,7 +2,7 @@
 
 import pathlib
 
-from data_pipeline.lake.layout import KINDS, partitions
+from data_pipeline.lake.layout import FILES, KINDS, partitions
 from data_pipeline.repository import schema
 
 # A key above 1e11 was sent in milliseconds; one that is no time at all must not break the view for all others.
@@ -39,7 +39,7 @@ def _select(kind: str, root: pathlib.Path) -> str:
         return live
     # A strike of the lake gives way to *any* strike of the same snapshot in
     # the live table: strikes of two versions of a snapshot are never mixed.
-    lake = files(root / kind, "/*/*/*/*.parquet")
+    lake = files(root / kind, FILES)
     return (
         f"{live} UNION ALL SELECT {columns}, {ts} FROM {lake} AS lake WHERE NOT EXISTS"
         f" (SELECT 1 FROM {table} AS live WHERE live.ticker = lake.ticker"

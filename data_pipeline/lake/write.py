@@ -76,7 +76,7 @@ class _Old:
         self._schema = arrow_schema(kind).remove(len(arrow_schema(kind)) - 1)
         try:
             self._data = dataset.dataset(path, format="parquet", partitioning=None) if path.exists() else None
-        except pa.ArrowInvalid as problem:
+        except (pa.ArrowInvalid, OSError) as problem:
             raise LakeDamaged(f"{path} is damaged ({problem}); move it away and try again") from problem
 
     def between(self, start: int, end: int, columns: list[str]) -> pa.Table:

@@ -103,6 +103,24 @@ def test_history_shows_the_queue_without_signatures_and_runs_a_job(tmp_path, pat
         assert "no job 9" in gex_bridge(tmp_path, "history", option, 9, code=1).stderr
 
 
+def test_archive_fails_with_the_name_of_a_damaged_day(tmp_path, path):
+    with Database(path).session():
+        pass
+    (tmp_path / "a.json").write_text(json.dumps(day(5)))
+    gex_bridge(tmp_path, "import", tmp_path / "a.json", *OF)
+    for file in (tmp_path / "data" / "lake").rglob("*.parquet"):
+        file.write_bytes(b"x" * 100)
+    with Database(path).session() as con:
+        con.execute(
+            "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) SELECT 'SPX', unnest(?), 'gex_zero'",
+            [[DAY_START, DAY_START + 86400]],
+        )
+    done = gex_bridge(tmp_path, "archive", "--keep-days", 1, "--json", code=1)
+    said = json.loads(done.stdout)
+    assert [name[-10:] for name in said["days"]] == ["2025-01-03"] and len(said["failed"]) == 1
+    assert "part-0.parquet is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_archive_says_what_it_moved(tmp_path, path):
     assert "no database" in gex_bridge(tmp_path, "archive", "--keep-days", 1, code=1).stderr
     assert "0 or more" in gex_bridge(tmp_path, "archive", "--keep-days", -1, code=2).stderr

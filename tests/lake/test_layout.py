@@ -1,6 +1,8 @@
 """Names of partitions, and the lock of the lake's writers."""
 
 import datetime
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -43,7 +45,7 @@ def test_writers_wait_for_each_other_and_clear_what_a_killed_one_left(tmp_path):
         "with writing(pathlib.Path(sys.argv[1])) as staging:\n"
         "    (staging / 'half.parquet').write_text('half'); print('in', flush=True); sys.stdin.read()\n"
     )
-    root = str(__import__("pathlib").Path(__file__).resolve().parents[2])
+    root = str(pathlib.Path(__file__).resolve().parents[2])
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -67,3 +69,22 @@ def test_a_file_is_published_over_the_old_one(tmp_path):
             (staging / "x").write_text(content)
             publish(tmp_path, staging / "x", target)
         assert target.read_text() == content and [p.name for p in target.parent.iterdir()] == ["part-0.parquet"]
+
+
+def test_each_name_from_the_data_folder_to_the_file_is_durable_once_it_is_published(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(fd):
+        synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    root = tmp_path / "new" / "lake"
+    target = root / "strikes" / "ticker=A" / "endpoint=e" / "date=2025-01-02" / "part-0.parquet"
+    with writing(root) as staging:
+        assert {tmp_path, tmp_path / "new"} <= set(synced)
+        for _ in range(2):  # the folders of the second time are there, but whoever made them may have died then
+            synced.clear()
+            (staging / "file").write_bytes(b"x")
+            publish(root, staging / "file", target)
+            assert synced[0] == staging / "file" and {*target.parents} - {*tmp_path.parents, tmp_path} <= set(synced)

@@ -255,3 +255,24 @@ def test_a_partition_replaced_again_and_again_is_always_seen_once_and_whole(data
                 errors += 1  # it opened a file twice, and found another the second time: an error, never a wrong answer
     assert writer.returncode == 0
     assert counts <= {6 * 200, 12 * 200} and len(counts) == 2, (counts, errors)
+
+
+@pytest.mark.parametrize(
+    "name", ["date=2025-01-02.bak", "date=20250102", "date=old", "old", "../old/date=2025-01-02", "date=2025-01-03"]
+)
+def test_a_day_moved_away_under_another_name_is_gone_for_all_readers_and_breaks_none(data_dir, name):
+    put(data_dir, day(5))
+    put(data_dir, day(5, start=DAY_START + 86400))
+    for kind in ("snapshots", "strikes"):
+        (moved,) = (data_dir / "lake" / kind).glob("*/*/date=2025-01-02")
+        new = moved.parent / name
+        new.parent.mkdir(exist_ok=True)
+        if name == "date=2025-01-03":  # beside the file of that day
+            (moved / "part-0.parquet").rename(new / "part-0.damaged.parquet")
+        else:
+            moved.rename(new)
+        assert [str(partition.day) for partition, _ in partitions(data_dir / "lake", kind)] == ["2025-01-03"]
+    live(data_dir, [])
+    assert scan_snapshots(data_dir=data_dir).collect().height == 5
+    assert of_view(data_dir, "SELECT count(*) FROM gex_snapshots_all") == [(5,)]
+    assert of_view(data_dir, "SELECT count(*) FROM gex_strikes_all") == [(15,)]

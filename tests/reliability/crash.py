@@ -101,7 +101,7 @@ class Crashes:
 
     def __init__(self, data_dir: pathlib.Path, seed: int):
         self.chance = random.Random(seed)
-        self.bridge = RunningBridge(data_dir, LOAD_INTERVAL="0.05", STOP_TIMEOUT="60")
+        self.bridge = RunningBridge(data_dir, LOAD_INTERVAL="0.05", STOP_TIMEOUT="600")
         self.acknowledged = acknowledgements()
         self.kills = self.at_stages = self.archives = 0
         self.slowest = 0.0
@@ -232,7 +232,7 @@ class Crashes:
         self.slowest = max(self.slowest, time.monotonic() - began)
         said = (run := self._archive({})).communicate(timeout=ARCHIVED)
         assert run.returncode == 0, said
-        assert self.bridge.stop() == 0, self.bridge.complaints
+        assert self.bridge.stop(patience=600) == 0, self.bridge.complaints[-3000:]
         log = self.bridge.complaints
         # A torn tail of the journal is set aside; nothing else may be.
         assert all("damaged bytes" in line for line in log.splitlines() if "set aside" in line)

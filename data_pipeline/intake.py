@@ -91,6 +91,12 @@ class Connection:
             self._cut_off()
         return self.ready
 
+    def receive_all(self, until: float, flags: int = 0) -> None:
+        """Read until the request is ready.  Raises TimeoutError where bytes still come after `until`; else as `receive`."""
+        while not self.receive(flags):
+            if time.monotonic() > until:
+                raise TimeoutError
+
     def expire(self) -> None:
         """The deadline has passed."""
         if self._head_end:

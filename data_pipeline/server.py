@@ -31,7 +31,7 @@ from data_pipeline.watchdog import Watchdog
 
 log = logging.getLogger("webhook")
 
-PROMPT = 0.01  # s that a worker waits for a client to send on, before it takes the next one
+PROMPT = 0.01  # s that a worker gives a client to send its request, before it takes the next one
 SLOW_WORKERS = 8
 FILES_WANTED = 65536  # descriptors
 
@@ -123,14 +123,13 @@ class BridgeServer(socketserver.TCPServer):
 
     def _begin(self, connection: Connection) -> None:
         """Answer a client that sends its request at once; the others go to the lounge."""
+        until = time.monotonic() + PROMPT
         try:
             try:
-                while not connection.receive(socket.MSG_DONTWAIT):  # most often it is here already
-                    pass
+                connection.receive_all(until, socket.MSG_DONTWAIT)  # most often it is here already
             except BlockingIOError:
                 connection.sock.settimeout(PROMPT)
-                while not connection.receive():
-                    pass
+                connection.receive_all(until)
         except TimeoutError:
             return self._lounge.add(connection)
         except OSError:

@@ -9,14 +9,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import duckdb
 import pytest
 
+from data_pipeline import config, server
+from data_pipeline.intake import Limits
+from data_pipeline.pages import Pages
 from tests.reliability.load import Load, check_everything_once
 from tests.reliability.others import hold
-from tests.support import ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of
+from tests.support import (
+    PATIENCE, ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of,
+)
 
 
 def refused_start(tmp_path, *flags, **environment) -> tuple[int, str]:
@@ -233,6 +239,35 @@ def test_slow_clients_are_cut_off_at_their_deadline_and_hold_nobody_up(tmp_path)
             answer = b"".join(iter(lambda: sock.recv(4096), b""))
             sock.close()
             assert status_of(answer) == (408 if part else 0)
+
+
+def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch):
+    # A test cannot drip so evenly that no pause is longer than the usual hundredth of a second.
+    monkeypatch.setattr(server, "PROMPT", 0.5)
+    pages = Pages(config.load(root=tmp_path, environ={}), None, None, dict)
+    listening = server.BridgeServer(("127.0.0.1", 0), None, pages, 2, 100, Limits(head_time=60.0))
+    clients = [socket.create_connection(("127.0.0.1", listening.port)) for _ in range(4)]
+    ended = threading.Event()
+
+    def drip():
+        for client in clients:
+            client.sendall(b"GET /health HTTP/1.1\r\nX: ")
+        while not ended.wait(0.02):
+            for client in clients:
+                client.sendall(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        listening.start()
+        answer = raw_exchange(listening.port, b"GET /health HTTP/1.1\r\n\r\n", timeout=20 * server.PROMPT)
+        assert status_of(answer) == 200
+    finally:
+        ended.set()
+        dripping.join()
+        listening.stop(PATIENCE)
+        for client in clients:
+            client.close()
 
 
 def test_the_answer_reaches_a_client_that_sends_more_than_it_should(bridge):

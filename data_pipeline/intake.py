@@ -16,6 +16,7 @@ from dataclasses import dataclass
 HEAD_LIMIT = 256 << 10  # bytes
 LINE_LIMIT = 65536  # bytes; the standard library's
 DRAIN_TIME = 1.0  # s to go on reading from a client that was answered early
+MOST_DRAINING = 100  # such clients at once
 SWEEP = 0.25  # s between two looks at the deadlines
 RECEIVE = 64 << 10  # bytes
 
@@ -186,7 +187,9 @@ class Lounge:
     """Where connections wait that have not sent everything yet: one thread for all of them.
 
     on_ready is called, from that thread, with each connection that is ready;
-    it must not block.  Over `most` connections the oldest is refused.
+    it must not block.  Over `most` connections the oldest is refused.  Those
+    that are only drained are none of them, or each one refused would push out
+    the next; over MOST_DRAINING the oldest is closed.
     """
 
     def __init__(self, most: int, on_ready: Callable[[Connection], None]):
@@ -197,6 +200,7 @@ class Lounge:
         self._lock = threading.Lock()
         self._arrivals: list[Connection] = []
         self._waiting: dict[Connection, None] = {}
+        self._draining: dict[Connection, None] = {}
         self._closing = self._closed = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -205,7 +209,7 @@ class Lounge:
         self._thread = threading.Thread(target=self._run, name="Lounge", daemon=True)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._draining)
 
     def start(self) -> None:
         self._thread.start()
@@ -236,11 +240,13 @@ class Lounge:
     def _run(self) -> None:
         sweep = 0.0
         while not self._closing:
-            for key, _ in self._selector.select(SWEEP if self._waiting else None):
-                if key.data is None:
-                    self._admit()
-                else:
+            events = self._selector.select(SWEEP if len(self) else None)
+            for key, _ in events:
+                if key.data is not None:
                     self._read(key.data)
+            # Only now: those that have to go may have been among the events.
+            if any(key.data is None for key, _ in events):
+                self._admit()
             if time.monotonic() >= sweep:
                 sweep = time.monotonic() + SWEEP
                 self._expire()
@@ -248,7 +254,7 @@ class Lounge:
             self._closed = True
             self._wake_in.close()
             self._wake_out.close()
-        for connection in list(self._waiting) + self._arrivals:
+        for connection in [*self._waiting, *self._draining, *self._arrivals]:
             connection.sock.close()
         self._selector.close()
 
@@ -258,12 +264,17 @@ class Lounge:
             arrivals, self._arrivals = self._arrivals, []
         for connection in arrivals:
             connection.sock.setblocking(False)
-            self._waiting[connection] = None
+            self._room_of(connection)[connection] = None
             self._selector.register(connection.sock, selectors.EVENT_READ, connection)
         while len(self._waiting) > self.most:
             oldest = next(iter(self._waiting))
             oldest.refuse()
             self._release(oldest)
+        while len(self._draining) > MOST_DRAINING:
+            self._release(next(iter(self._draining)))
+
+    def _room_of(self, connection: Connection) -> dict[Connection, None]:
+        return self._draining if connection.draining else self._waiting
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -277,12 +288,12 @@ class Lounge:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for connection in [c for c in self._waiting if c.deadline <= now]:
+        for connection in [c for c in (*self._waiting, *self._draining) if c.deadline <= now]:
             connection.expire()
             self._release(connection)
 
     def _release(self, connection: Connection) -> None:
-        self._waiting.pop(connection, None)
+        del self._room_of(connection)[connection]
         self._selector.unregister(connection.sock)
         if connection.silent or connection.draining:
             connection.sock.close()

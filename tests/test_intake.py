@@ -322,6 +322,38 @@ def test_over_the_most_the_oldest_is_refused(waiting):
     assert {c.problem for c in room.ready} == {Problem(503, "Too many connections", True)}
 
 
+def test_over_the_most_to_be_drained_the_oldest_is_closed_and_nobody_refused(waiting, monkeypatch):
+    monkeypatch.setattr(intake, "MOST_DRAINING", 2)
+    monkeypatch.setattr(intake, "DRAIN_TIME", 2 * PATIENCE)
+    room = waiting(1)
+    room.add()
+    drained = [room.add(draining=True) for _ in range(4)]
+    assert [client.recv(1) for client in drained[:2]] == [b"", b""]
+    assert (len(room.lounge), room.ready) == (3, [])
+
+
+def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
+    room, gate = waiting(2), threading.Event()
+
+    def on_ready(connection):
+        room.ready.append(connection)
+        assert gate.wait(PATIENCE)
+
+    room.lounge.on_ready = on_ready
+    first, client = room.add(), room.add()
+    first.sendall(HEAD + BODY)
+    eventually(lambda: room.ready)
+    # The room is busy with the first; when it looks again, all this has happened.
+    last = [room.add(), room.add()]
+    client.sendall(HEAD + BODY)
+    gate.set()
+    eventually(lambda: len(room.ready) == 2)
+    assert (room.ready[1].address[1], room.ready[1].problem) == (1, None)
+    for client in last:
+        client.sendall(HEAD + BODY)
+    eventually(lambda: len(room.ready) == 4)
+
+
 def test_who_leaves_without_a_word_is_forgotten(waiting):
     room = waiting()
     room.add().close()

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import pathlib
+import select
 import signal
 import socket
 import sqlite3
@@ -266,6 +267,26 @@ def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch)
         ended.set()
         dripping.join()
         listening.stop(PATIENCE)
+        for client in clients:
+            client.close()
+
+
+def test_one_connection_too_many_costs_one_and_not_all(tmp_path):
+    most = 20
+    with RunningBridge(tmp_path / "data", MAX_CONNECTIONS=str(most)) as bridge:
+        clients = [socket.create_connection(("127.0.0.1", bridge.port), timeout=PATIENCE) for _ in range(most + 1)]
+        for client in clients:
+            client.sendall(request("/uw", b"{}")[:-1])
+        refused = select.select(clients, [], [], PATIENCE)[0]
+        assert [status_of(client.recv(1000)) for client in refused] == [503]
+        with pytest.raises(OSError):  # it is drained for a while, and then closed
+            while True:
+                refused[0].sendall(b" ")
+                time.sleep(0.01)
+        others = [client for client in clients if client not in refused]
+        for client in others:
+            client.sendall(b"}")
+        assert [status_of(client.recv(1000)) for client in others] == [200] * most
         for client in clients:
             client.close()
 

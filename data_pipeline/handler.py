@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import re
-import socket
 from http.server import BaseHTTPRequestHandler
 
 from data_pipeline import pages
@@ -14,7 +13,6 @@ from data_pipeline.validation import ValidationError
 
 log = logging.getLogger("webhook")
 
-WRITE_TIMEOUT = 10.0  # s for a client to take its answer
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -55,27 +53,18 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         self._lines: list[tuple[int, str]] = []
 
     def finish(self) -> None:
-        """Send the answer; what is to be logged and counted comes after it, the client need not wait for that."""
+        """Send the answer, or what the client takes of it at once: for more, no worker waits.
+
+        What is to be logged and counted comes after it, the client need not wait for that.
+        """
         try:
-            self._send(self.wfile.getvalue())
+            self.request.send(self.wfile.getvalue())
         except OSError as problem:
             log.debug("%s went away before its answer: %s", self.client_address[0], problem)
         for level, line in self._lines:
             log.log(level, "%s", line)
         known = self.route in self.ROUTES or self.route in pages.ROUTES
         self.server.count(self.route if known else "other", self.status)
-
-    def _send(self, answer: bytes) -> None:
-        try:
-            # The usual case, and one system call: a socket that nothing was written to yet takes it all.
-            sent = self.connection.send(answer, socket.MSG_DONTWAIT) if answer else 0
-        except BlockingIOError:
-            sent = 0
-        if sent < len(answer):
-            self.connection.settimeout(WRITE_TIMEOUT)
-            self.connection.sendall(answer[sent:])
-        if self.request.has_unread:
-            self.connection.shutdown(socket.SHUT_WR)
 
     def handle(self) -> None:
         self.close_connection = True

@@ -31,7 +31,7 @@ from data_pipeline.watchdog import Watchdog
 
 log = logging.getLogger("webhook")
 
-PROMPT = 0.01  # s that a worker waits for a client to send on, before it takes the next one
+PROMPT = 0.01  # s that a worker gives a client to send its request, before it takes the next one
 SLOW_WORKERS = 8
 FILES_WANTED = 65536  # descriptors
 
@@ -40,8 +40,9 @@ class BridgeServer(socketserver.TCPServer):
     """A threading server whose threads are reused: each of `workers` accepts, answers, and accepts again.
 
     A request that does not arrive at once waits in the lounge, where it costs
-    no thread; it is answered by one of SLOW_WORKERS.  `count` and `counts`
-    keep the number of answers by path and status.
+    no thread; it is answered by one of SLOW_WORKERS.  What a client does not
+    take of its answer at once goes out from the lounge too.  `count` and
+    `counts` keep the number of answers by path and status.
     """
 
     allow_reuse_address = True
@@ -80,14 +81,14 @@ class BridgeServer(socketserver.TCPServer):
         self._closing = True
         until = time.monotonic() + timeout
         self.socket.shutdown(socket.SHUT_RDWR)  # wakes every worker in accept()
-        self._lounge.stop(timeout)
         with self._lock:
-            done = self._lock.wait_for(lambda: self._busy == 0, max(0.0, until - time.monotonic()))
+            self._lock.wait_for(lambda: self._busy == 0, timeout)
+        self._lounge.stop(max(0.0, until - time.monotonic()))
         self._late.shutdown(wait=False, cancel_futures=True)
         self.server_close()
-        if not done:
-            log.warning("%d requests were cut off", self._busy)
-        return done
+        if cut_off := self._busy + self._lounge.sending:
+            log.warning("%d requests were cut off", cut_off)
+        return not cut_off
 
     def count(self, path: str, status: int) -> None:
         with self._lock:
@@ -123,14 +124,13 @@ class BridgeServer(socketserver.TCPServer):
 
     def _begin(self, connection: Connection) -> None:
         """Answer a client that sends its request at once; the others go to the lounge."""
+        until = time.monotonic() + PROMPT
         try:
             try:
-                while not connection.receive(socket.MSG_DONTWAIT):  # most often it is here already
-                    pass
+                connection.receive_all(until, socket.MSG_DONTWAIT)  # most often it is here already
             except BlockingIOError:
                 connection.sock.settimeout(PROMPT)
-                while not connection.receive():
-                    pass
+                connection.receive_all(until)
         except TimeoutError:
             return self._lounge.add(connection)
         except OSError:
@@ -138,10 +138,10 @@ class BridgeServer(socketserver.TCPServer):
         self._answer(connection)
 
     def _answer_late(self, connection: Connection) -> None:
-        try:
-            self._late.submit(self._answer, connection)
-        except RuntimeError:  # it is shut down
+        if self._closing:
             connection.sock.close()
+        else:
+            self._late.submit(self._answer, connection)
 
     def _answer(self, connection: Connection) -> None:
         with self._lock:
@@ -151,16 +151,14 @@ class BridgeServer(socketserver.TCPServer):
                 self.RequestHandlerClass(connection, connection.address, self)
         except Exception:
             log.exception("unforeseen error while answering %s", connection.address[0])
-        finally:
-            with self._lock:
-                self._busy -= 1
-                self._lock.notify_all()
-        if connection.has_unread and not connection.silent and not self._closing:
-            # Closing with unread bytes makes the kernel reset the connection, and the answer would be lost with it.
-            connection.drain()
+        # Before it counts as done: a stop waits for what is being worked on, then for what the lounge still sends.
+        if connection.linger():
             self._lounge.add(connection)
         else:
             connection.sock.close()
+        with self._lock:
+            self._busy -= 1
+            self._lock.notify_all()
 
 
 class Application:

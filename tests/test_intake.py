@@ -1,6 +1,7 @@
 import socket
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from data_pipeline import intake
 from data_pipeline.intake import Connection, Limits, Lounge, Problem
 from tests.support import PATIENCE, eventually
 
+GET = b"GET /status HTTP/1.1\r\n\r\n"
+ANSWER = bytes(range(256)) * 20_000  # more than any socket takes at once
 BODY = b'{"ticker": "SPX"}\r\n\r\nmore'
 HEAD = b"POST /gex HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
@@ -244,6 +247,15 @@ def test_memory_is_bounded_by_what_arrived_and_not_by_what_was_announced(pair):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_request_is_forgotten_while_its_answer_is_on_the_way(pair, more):
+    ours, theirs = pair
+    connection = Connection(ours, ("127.0.0.1", 1), Limits())
+    theirs.sendall(HEAD + BODY + more)
+    assert connection.receive() and not connection.send(ANSWER) and connection.linger()
+    assert (connection.head, connection.body, connection.has_unread) == (more, b"", bool(more))
+
+
 class Waiting:
     """A lounge, and what became ready in it."""
 
@@ -252,16 +264,25 @@ class Waiting:
         self.lounge = Lounge(most, self.ready.append)
         self.lounge.start()
         self.clients: list[socket.socket] = []
+        self.connections: list[Connection] = []
 
-    def add(self, limits=Limits(), draining=False) -> socket.socket:
+    def add(self, limits=Limits(), request=b"", answer=b"") -> socket.socket:
+        """A client that has sent nothing yet, or this request, and was given what it took at once of this answer."""
         ours, theirs = socket.socketpair()
         theirs.settimeout(PATIENCE)
         connection = Connection(ours, ("127.0.0.1", len(self.clients)), limits)
-        if draining:
-            connection.drain()
+        if request:
+            theirs.sendall(request)
+            assert connection.receive()
+            assert not answer or not connection.send(answer), "some of it is left"
+            assert connection.linger()
         self.clients.append(theirs)
+        self.connections.append(connection)
         self.lounge.add(connection)
         return theirs
+
+    def has_closed(self) -> bool:
+        return all(connection.sock.fileno() == -1 for connection in self.connections)
 
     def close(self):
         assert self.lounge.stop(PATIENCE)
@@ -322,6 +343,38 @@ def test_over_the_most_the_oldest_is_refused(waiting):
     assert {c.problem for c in room.ready} == {Problem(503, "Too many connections", True)}
 
 
+def test_over_the_most_to_be_drained_the_oldest_is_closed_and_nobody_refused(waiting, monkeypatch):
+    monkeypatch.setattr(intake, "MOST_DRAINING", 2)
+    monkeypatch.setattr(intake, "DRAIN_TIME", 2 * PATIENCE)
+    room = waiting(1)
+    room.add()
+    drained = [room.add(request=GET + b"more") for _ in range(4)]
+    assert [client.recv(1) for client in drained[:2]] == [b"", b""]
+    assert (len(room.lounge), room.ready) == (3, [])
+
+
+def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
+    room, gate = waiting(2), threading.Event()
+
+    def on_ready(connection):
+        room.ready.append(connection)
+        assert gate.wait(PATIENCE)
+
+    room.lounge.on_ready = on_ready
+    first, client = room.add(), room.add()
+    first.sendall(HEAD + BODY)
+    eventually(lambda: room.ready)
+    # The room is busy with the first; when it looks again, all this has happened.
+    last = [room.add(), room.add()]
+    client.sendall(HEAD + BODY)
+    gate.set()
+    eventually(lambda: len(room.ready) == 2)
+    assert (room.ready[1].address[1], room.ready[1].problem) == (1, None)
+    for client in last:
+        client.sendall(HEAD + BODY)
+    eventually(lambda: len(room.ready) == 4)
+
+
 def test_who_leaves_without_a_word_is_forgotten(waiting):
     room = waiting()
     room.add().close()
@@ -333,15 +386,93 @@ def test_who_leaves_without_a_word_is_forgotten(waiting):
 
 def test_a_client_that_was_answered_early_is_drained_and_closed(waiting):
     room = waiting()
-    client = room.add(draining=True)
+    client = room.add(request=GET + b"more")
     client.sendall(b"x" * 100_000)
     client.shutdown(socket.SHUT_WR)
     assert client.recv(1) == b""
-    endless = room.add(draining=True)
+    endless = room.add(request=GET + b"more")
     with pytest.raises(OSError):
         while True:
             endless.sendall(b"x" * 10_000)
     assert room.ready == []
+
+
+def read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 20), b""))
+
+
+def test_an_answer_that_is_not_taken_at_once_goes_out_as_the_client_reads(waiting):
+    room = waiting()
+    clients = [room.add(request=GET, answer=ANSWER) for _ in range(3)]
+    assert [read_all(client) == ANSWER for client in clients] == [True] * 3
+    eventually(room.has_closed)
+    assert room.ready == []
+
+
+def test_who_sent_more_than_a_request_is_drained_after_its_answer(waiting):
+    room = waiting()
+    client = room.add(request=GET + b"more", answer=ANSWER)
+    assert read_all(client) == ANSWER
+    client.sendall(b"x" * 1_000_000)
+    client.shutdown(socket.SHUT_WR)
+    eventually(room.has_closed)
+    assert room.ready == []
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_who_does_not_take_its_answer_in_time_is_closed_however_it_trickles(waiting, monkeypatch, more):
+    monkeypatch.setattr(intake, "SEND_TIME", 0.3)
+    room = waiting()
+    client = room.add(Limits(head_time=2 * PATIENCE), request=GET + more, answer=ANSWER)
+    trickled = []
+    eventually(lambda: trickled.append(client.recv(1000)) or room.has_closed())
+    assert len(b"".join(trickled) + read_all(client)) < len(ANSWER)
+    assert room.ready == []
+
+
+def test_who_goes_away_before_its_answer_is_forgotten(waiting):
+    room = waiting()
+    room.add(request=GET, answer=ANSWER).close()
+    eventually(room.has_closed)
+    assert room.ready == []
+
+
+def test_over_the_most_an_answer_that_is_not_taken_is_given_up_like_a_request(waiting):
+    room = waiting(2)
+    clients = [room.add(request=GET, answer=ANSWER), room.add(), room.add(request=GET, answer=ANSWER), room.add()]
+    eventually(lambda: room.ready)
+    assert [c.address[1] for c in room.ready] == [1]
+    assert len(read_all(clients[0])) < len(ANSWER)
+    assert read_all(clients[2]) == ANSWER
+
+
+def test_answers_that_are_not_taken_have_a_limit_of_memory_and_the_newest_stays(waiting, monkeypatch):
+    monkeypatch.setattr(intake, "MOST_UNSENT", int(2.5 * len(ANSWER)))
+    room = waiting()
+    asking = room.add()
+    clients = [room.add(request=GET, answer=ANSWER) for _ in range(4)]
+    last = room.add(request=GET, answer=3 * ANSWER)
+    assert [len(read_all(client)) < len(ANSWER) for client in clients] == [True] * 4
+    assert read_all(last) == 3 * ANSWER
+    asking.sendall(HEAD + BODY)
+    eventually(lambda: room.ready)
+    assert room.ready[0].body == BODY
+
+
+def test_stop_waits_for_answers_that_are_being_taken_and_for_no_others(waiting):
+    room = waiting()
+    silent, client = room.add(), room.add(request=GET, answer=ANSWER)
+    stopping = ThreadPoolExecutor(1).submit(room.lounge.stop, PATIENCE)
+    assert read_all(client) == ANSWER
+    assert silent.recv(1) == b""
+    assert stopping.result() and room.lounge.sending == 0
+
+
+def test_stop_has_an_end_where_an_answer_is_not_taken(waiting):
+    room = waiting()
+    client = room.add(request=GET, answer=ANSWER)
+    assert room.lounge.stop(0.1) and room.lounge.sending == 1
+    assert len(read_all(client)) < len(ANSWER)
 
 
 def test_stop_closes_who_still_waits_and_who_comes_after(waiting):

@@ -4,19 +4,26 @@ import http.client
 import json
 import os
 import pathlib
+import select
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import duckdb
 import pytest
 
+from data_pipeline import config, intake, server
+from data_pipeline.intake import Limits
+from data_pipeline.pages import Pages
 from tests.reliability.load import Load, check_everything_once
 from tests.reliability.others import hold
-from tests.support import ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of
+from tests.support import (
+    PATIENCE, ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of,
+)
 
 
 def refused_start(tmp_path, *flags, **environment) -> tuple[int, str]:
@@ -233,6 +240,113 @@ def test_slow_clients_are_cut_off_at_their_deadline_and_hold_nobody_up(tmp_path)
             answer = b"".join(iter(lambda: sock.recv(4096), b""))
             sock.close()
             assert status_of(answer) == (408 if part else 0)
+
+
+def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch):
+    # A test cannot drip so evenly that no pause is longer than the usual hundredth of a second.
+    monkeypatch.setattr(server, "PROMPT", 0.5)
+    pages = Pages(config.load(root=tmp_path, environ={}), None, None, dict)
+    listening = server.BridgeServer(("127.0.0.1", 0), None, pages, 2, 100, Limits(head_time=60.0))
+    clients = [socket.create_connection(("127.0.0.1", listening.port)) for _ in range(4)]
+    ended = threading.Event()
+
+    def drip():
+        for client in clients:
+            client.sendall(b"GET /health HTTP/1.1\r\nX: ")
+        while not ended.wait(0.02):
+            for client in clients:
+                client.sendall(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        listening.start()
+        answer = raw_exchange(listening.port, b"GET /health HTTP/1.1\r\n\r\n", timeout=20 * server.PROMPT)
+        assert status_of(answer) == 200
+    finally:
+        ended.set()
+        dripping.join()
+        listening.stop(PATIENCE)
+        for client in clients:
+            client.close()
+
+
+def slow_reader(port: int) -> socket.socket:
+    """A client for which the system holds no more than some KB of what it does not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+    client.settimeout(PATIENCE)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def make_status_long(bridge) -> None:
+    """More than a slow reader is sent at once."""
+    for number in range(60):
+        name = f"{number}" + "\U0001f600" * 150
+        assert bridge.post("/gex", {"ticker": name, "kind": "majors", "endpoint": name, "data": {}}) == 202
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["prompt requests", "late requests"])
+def test_who_does_not_read_its_answer_holds_nobody_up(tmp_path, late):
+    head, end = b"GET /status HTTP/1.1\r\n", b"\r\n"
+    with RunningBridge(tmp_path / "data", HTTP_WORKERS="2") as bridge:
+        make_status_long(bridge)
+        slow = [slow_reader(bridge.port) for _ in range(2 * (2 + server.SLOW_WORKERS))]
+        for client in slow:
+            client.sendall(head if late else head + end)
+        if late:
+            assert not select.select(slow, [], [], 10 * server.PROMPT)[0]
+            for client in slow:
+                client.sendall(end)
+        assert select.select(slow, [], [], PATIENCE)[0]
+        began = time.monotonic()
+        assert status_of(bridge.send(b"GET /health HTTP/1.1\r\n\r\n")) == 200
+        with socket.create_connection(("127.0.0.1", bridge.port), timeout=PATIENCE) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\n")
+            assert not select.select([client], [], [], 10 * server.PROMPT)[0]
+            client.sendall(b"\r\n")
+            assert status_of(client.recv(1000)) == 200
+        assert time.monotonic() - began < intake.SEND_TIME / 2
+        for client in slow:
+            answer = b"".join(iter(lambda: client.recv(1 << 20), b""))
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["ticker_count"] == 60
+            client.close()
+        assert bridge.stop() == 0
+    assert "were cut off" not in bridge.log
+
+
+def test_an_answer_on_its_way_at_a_stop_arrives_whole(bridge):
+    make_status_long(bridge)
+    with slow_reader(bridge.port) as client:
+        client.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+        answer = client.recv(10)
+        bridge.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Stopping GEX bridge" in bridge.log)
+        answer += b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["ticker_count"] == 60
+    assert bridge.process.wait(PATIENCE) == 0 and "were cut off" not in bridge.log
+
+
+def test_one_connection_too_many_costs_one_and_not_all(tmp_path):
+    most = 20
+    with RunningBridge(tmp_path / "data", MAX_CONNECTIONS=str(most)) as bridge:
+        clients = [socket.create_connection(("127.0.0.1", bridge.port), timeout=PATIENCE) for _ in range(most + 1)]
+        for client in clients:
+            client.sendall(request("/uw", b"{}")[:-1])
+        refused = select.select(clients, [], [], PATIENCE)[0]
+        assert [status_of(client.recv(1000)) for client in refused] == [503]
+        with pytest.raises(OSError):  # it is drained for a while, and then closed
+            while True:
+                refused[0].sendall(b" ")
+                time.sleep(0.01)
+        others = [client for client in clients if client not in refused]
+        for client in others:
+            client.sendall(b"}")
+        assert [status_of(client.recv(1000)) for client in others] == [200] * most
+        for client in clients:
+            client.close()
 
 
 def test_the_answer_reaches_a_client_that_sends_more_than_it_should(bridge):

@@ -52,6 +52,23 @@ def exchange(port: int, raw: bytes, half_close: bool = False, timeout: float = P
     return answer, False
 
 
+def slow_reader(port: int) -> socket.socket:
+    """A client for which the system holds no more than some KB of what it does not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+    client.settimeout(PATIENCE)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def make_status_long(bridge: "RunningBridge") -> None:
+    """More than a slow reader is sent at once."""
+    for number in range(60):
+        name = f"{number}" + "\U0001f600" * 150
+        assert bridge.post("/gex", {"ticker": name, "kind": "majors", "endpoint": name, "data": {}}) == 202
+
+
 @contextlib.contextmanager
 def files_limited_to(size: int):
     """A real failure of write(2): no file of this process may grow beyond so many bytes."""

@@ -22,7 +22,8 @@ from data_pipeline.pages import Pages
 from tests.reliability.load import Load, check_everything_once
 from tests.reliability.others import hold
 from tests.support import (
-    PATIENCE, ROOT, RunningBridge, eventually, gex_payload, raw_exchange, read, request, status_of,
+    PATIENCE, ROOT, RunningBridge, eventually, gex_payload, make_status_long, raw_exchange, read, request, slow_reader,
+    status_of,
 )
 
 
@@ -269,23 +270,6 @@ def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch)
         listening.stop(PATIENCE)
         for client in clients:
             client.close()
-
-
-def slow_reader(port: int) -> socket.socket:
-    """A client for which the system holds no more than some KB of what it does not read."""
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
-    client.settimeout(PATIENCE)
-    client.connect(("127.0.0.1", port))
-    return client
-
-
-def make_status_long(bridge) -> None:
-    """More than a slow reader is sent at once."""
-    for number in range(60):
-        name = f"{number}" + "\U0001f600" * 150
-        assert bridge.post("/gex", {"ticker": name, "kind": "majors", "endpoint": name, "data": {}}) == 202
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["prompt requests", "late requests"])

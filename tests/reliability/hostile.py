@@ -1,5 +1,6 @@
-"""Hostile clients: 500 that drip bytes cost an honest one little, a declared length costs nothing until bytes come, and
-whatever is sent, the server answers with headers of its own, leaks no thread and no descriptor, and goes on.
+"""Hostile clients: 500 that drip bytes, or do not read their answers, cost an honest one little, a declared length costs
+nothing until bytes come, and whatever is sent, the server answers with headers of its own, leaks no thread and no
+descriptor, and goes on.
 
 The fuzzed requests are Hypothesis' own, over raw sockets: heads and bodies
 put together from what is nearly right, cut, repeated and overwritten.
@@ -14,10 +15,12 @@ import time
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.support import RunningBridge, eventually, exchange, gex_payload, request, status_of
+from tests.support import (
+    RunningBridge, eventually, exchange, gex_payload, make_status_long, request, slow_reader, status_of,
+)
 
 ROUNDS, SHORT = 100_000, 300
-DRIPPING, ANNOUNCING = 500, 200
+DRIPPING, READING, ANNOUNCING = 500, 200, 200
 ANNOUNCED = 30_000_000  # bytes
 POSTS = 200
 MOST_RATIO = 5.0
@@ -63,7 +66,7 @@ class Process:
 def run(rounds: int, folder: pathlib.Path) -> str:
     """rounds: fuzzed requests."""
     with RunningBridge(folder / "data", STOP_TIMEOUT="60") as bridge:
-        said = f"{drip(bridge)}; {announce(bridge)}"
+        said = f"{drip(bridge)}; {do_not_read(bridge)}; {announce(bridge)}"
         _is_well(bridge)
     with RunningBridge(folder / "fuzzed", HEAD_TIMEOUT="0.2", BODY_TIMEOUT="0.2", STOP_TIMEOUT="60") as bridge:
         said = f"{said}; {fuzz(bridge, rounds)}"
@@ -122,6 +125,28 @@ def drip(bridge: RunningBridge) -> str:
     return (
         f"{DRIPPING} dripping clients: P99 of an honest one {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms,"
         f" {most} threads, all descriptors back"
+    )
+
+
+def do_not_read(bridge: RunningBridge) -> str:
+    process = Process(bridge)
+    make_status_long(bridge)
+    usual, descriptors = _p99(bridge), process.descriptors
+    clients = [slow_reader(bridge.port) for _ in range(READING)]
+    try:
+        for client in clients:
+            client.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+        eventually(lambda: process.descriptors > descriptors + 0.9 * READING, "all are connected")
+        besieged, most = _p99(bridge), process.threads
+    finally:
+        for client in clients:
+            client.close()
+    eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
+    ratio = besieged / max(usual, LEAST_P99)
+    assert ratio < MOST_RATIO, f"an honest client's P99 went from {1e3 * usual:.1f} to {1e3 * besieged:.1f} ms"
+    assert most <= MOST_THREADS, f"{most} threads"
+    return (
+        f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms, {most} threads"
     )
 
 

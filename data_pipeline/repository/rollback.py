@@ -66,19 +66,18 @@ def undo(path: pathlib.Path) -> bool:
     Nothing in this process may have the database open.  Where another process
     has, it is left alone.  Raises OSError.
     """
-    try:
-        raw = beside(path).read_bytes()
-    except FileNotFoundError:
+    if not beside(path).exists():
         return False
     changed = False
     with open(path, "r+b", buffering=0) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as DuckDB does
+            raw = beside(path).read_bytes()  # now that nobody makes another one
+        except (BlockingIOError, PermissionError, FileNotFoundError):
             return False
         if _is_whole(raw) and os.pread(file.fileno(), HEADERS, 0) == raw[_START.size : _START.size + HEADERS]:
             changed = _put_back(file.fileno(), raw)
-    drop(path)
+        drop(path)
     if changed:
         log.warning("a checkpoint of %s was cut off; the file is as it was before, and the checkpoint is made again", path)
     return changed

@@ -74,8 +74,8 @@ class HistoryImporter(Background):
             try:
                 job = self._queue.take(self._refusal)
                 done = job is None and self._failed == failed
-            except Exception:
-                logger.exception("the history queue cannot be read; next try in %g s", LOOK_EVERY)
+            except Exception as problem:
+                _log_trouble(f"the history queue cannot be read; next try in {LOOK_EVERY:g} s", problem)
                 job, done = None, True
             if done:
                 self._woken.wait(LOOK_EVERY)
@@ -127,8 +127,8 @@ class HistoryImporter(Background):
                 if for_good and status == "failed":
                     return self._queue.refuse(job.id, trouble)
                 return self._queue.finish(job.id, status, trouble)
-            except Exception:
-                logger.exception("the end of history job %d cannot be written down", job.id)
+            except Exception as problem:
+                _log_trouble(f"the end of history job {job.id} cannot be written down", problem)
                 if self._stopping.wait(LOOK_EVERY):
                     return None  # it stays `started` and is taken again
 
@@ -186,3 +186,14 @@ class HistoryImporter(Background):
 
 class ImportProblem(Exception):
     """The file was fetched, but its import failed; the text says why."""
+
+
+def _log_trouble(what: str, problem: Exception) -> None:
+    """One line where the database or the disk says no; what nobody foresaw, with its traceback."""
+    # Imported here: it is heavy, and there by now.
+    import duckdb
+
+    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
+
+    foreseen = isinstance(problem, (duckdb.Error, DatabaseBusy, DatabaseDamaged, OSError))
+    logger.error("%s: %s", what, ascii(str(problem)), exc_info=None if foreseen else problem)

@@ -78,6 +78,7 @@ class Loader(Background):
         self.on_links: Callable[[], None] = lambda: None
         self.trouble = ""
         self._said = -MESSAGE_PAUSE
+        self._view_trouble = ""
         self._checkpoint_due = 0.0
         self._closed = 0.0
 
@@ -158,7 +159,9 @@ class Loader(Background):
             for statement in self.views():
                 con.execute(statement)
         except (duckdb.Error, OSError, ValueError) as problem:  # a broken file of the lake holds up no payload
-            log.error("a view on the lake cannot be made: %a", str(problem))
+            if str(problem) != self._view_trouble:  # one line, however often it is tried
+                log.error("a view on the lake cannot be made: %a", str(problem))
+            self._view_trouble = str(problem)
 
     def _load(self, records: list) -> None:
         kept, rows = [], Rows()

@@ -63,10 +63,9 @@ class AppendedFiles:
                 failed[name] = problem
         if lengths.keys() - self._lengths.keys():
             self._write_note({**lengths, **self._lengths})
-        for name in lengths:
-            content = lines[name]
+        for name, before in lengths.items():
             try:
-                self._append(name, content)
+                self._append(name, lines[name], before)
             except OSError as problem:
                 failed[name] = problem
         return failed
@@ -81,9 +80,8 @@ class AppendedFiles:
         if self.noted != self.position:
             self._write_note({})
 
-    def _append(self, name: str, content: bytes) -> None:
+    def _append(self, name: str, content: bytes, before: int) -> None:
         self._cut_back(name)
-        before = _size(self.root / name)
         try:
             atomic.append(self.root / name, content)
         except OSError:

@@ -32,7 +32,6 @@ Built = tuple[bytes, Callable[[], None] | None]
 # What the readers leave beside the segments: how far tables and files may be.
 NOTES = ("files.position", "depth.position", "tables.position")
 
-
 # Bytes of records that wait to be written; who comes then waits before its record is made.  A record has the ticker's
 # whole state in it, so many small requests at once could otherwise need much memory.
 MOST_PENDING = 64 << 20
@@ -66,8 +65,7 @@ class Journal:
     folder: where the segments lie; segment_bytes: when a new one begins;
     last_link: called, under the lock, for the number that goes into a new
     segment's header; opened_at: the last record's number when it was opened;
-    on_durable: called by the leader with the number of the
-    last durable record.
+    on_durable: called by the leader with the number of the last durable record.
     """
 
     def __init__(self, folder: pathlib.Path, segment_bytes: int = 16 << 20):

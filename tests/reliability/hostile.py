@@ -90,6 +90,12 @@ def _p99(bridge: RunningBridge) -> float:
     return sorted(times)[int(0.99 * POSTS)]
 
 
+def _costs_little(usual: float, besieged: float, threads: int) -> None:
+    ratio = besieged / max(usual, LEAST_P99)
+    assert ratio < MOST_RATIO, f"an honest client's P99 went from {1e3 * usual:.1f} to {1e3 * besieged:.1f} ms"
+    assert threads <= MOST_THREADS, f"{threads} threads"
+
+
 def drip(bridge: RunningBridge) -> str:
     process = Process(bridge)
     usual = _p99(bridge)
@@ -119,9 +125,7 @@ def drip(bridge: RunningBridge) -> str:
         for client in clients:
             client.close()
     eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
-    ratio = besieged / max(usual, LEAST_P99)
-    assert ratio < MOST_RATIO, f"an honest client's P99 went from {1e3 * usual:.1f} to {1e3 * besieged:.1f} ms"
-    assert most <= MOST_THREADS, f"{most} threads"
+    _costs_little(usual, besieged, most)
     return (
         f"{DRIPPING} dripping clients: P99 of an honest one {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms,"
         f" {most} threads, all descriptors back"
@@ -142,9 +146,7 @@ def do_not_read(bridge: RunningBridge) -> str:
         for client in clients:
             client.close()
     eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
-    ratio = besieged / max(usual, LEAST_P99)
-    assert ratio < MOST_RATIO, f"an honest client's P99 went from {1e3 * usual:.1f} to {1e3 * besieged:.1f} ms"
-    assert most <= MOST_THREADS, f"{most} threads"
+    _costs_little(usual, besieged, most)
     return (
         f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms, {most} threads"
     )

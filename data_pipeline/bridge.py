@@ -4,11 +4,11 @@ import logging
 import sys
 import time
 
-from data_pipeline import records, times, validation
-from data_pipeline.files import read_latest
-from data_pipeline.store import SnapshotStore
-from data_pipeline.trades import TOPIC as TRADES_TOPIC
-from data_pipeline.trades import option_trade
+from data_pipeline.files.views import read_latest
+from data_pipeline.payloads import records, times, validation
+from data_pipeline.payloads.store import SnapshotStore
+from data_pipeline.payloads.trades import TOPIC as TRADES_TOPIC
+from data_pipeline.payloads.trades import option_trade
 
 log = logging.getLogger("webhook")
 

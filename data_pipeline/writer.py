@@ -19,18 +19,20 @@ import sys
 import threading
 import time
 
-from data_pipeline import atomic, config, logs
-from data_pipeline.appended import AppendedFiles
-from data_pipeline.depth import DepthPersistor
-from data_pipeline.files import FilesWriter
-from data_pipeline.history_importer import HistoryImporter
-from data_pipeline.history_queue import HistoryQueue
+from data_pipeline import config
+from data_pipeline.files import atomic
+from data_pipeline.files.depth import DepthPersistor
+from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.writer import FilesWriter
+from data_pipeline.history.importer import HistoryImporter
+from data_pipeline.history.queue import HistoryQueue
 from data_pipeline.lake import view_statements
-from data_pipeline.nightly import NightlyArchive
+from data_pipeline.lake.nightly import NightlyArchive
+from data_pipeline.operations import logs
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database, DatabaseDamaged, last_id
+from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
 from data_pipeline.repository.loader import Loader
-from data_pipeline.repository.source import Cache, Progress, SetAside, Source
 
 log = logging.getLogger("webhook")
 

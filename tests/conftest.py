@@ -1,7 +1,7 @@
 import hypothesis
 import pytest
 
-from tests.support import RunningBridge
+from tests.helpers.support import RunningBridge
 
 # How long an example takes says more about the machine than about the code; nothing is written beside the tests.
 hypothesis.settings.register_profile(

@@ -4,15 +4,16 @@ import threading
 
 import pytest
 
-from data_pipeline import config, records
+from data_pipeline import config
 from data_pipeline.bridge import Bridge
-from data_pipeline.files import Views
+from data_pipeline.files.views import Views
+from data_pipeline.payloads import records
+from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.validation import ValidationError
 from data_pipeline.repository.journal import NotDurable
+from data_pipeline.repository.repository import Repository
 from data_pipeline.repository.segments import Reader
-from data_pipeline.repository.service import Repository
-from data_pipeline.store import TickerSnapshot
-from data_pipeline.validation import ValidationError
-from tests.support import PATIENCE, gex_payload
+from tests.helpers.support import PATIENCE, gex_payload
 
 HEARTBEAT = {"status": "ignored", "reason": "heartbeat"}
 RECEIVED = {"status": "received", "message": "Universal webhook processed"}

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline import config
 from data_pipeline.config import SETTINGS, ConfigError, Setting
-from tests.support import PATIENCE, ROOT
+from tests.helpers.support import PATIENCE, ROOT
 
 ENVIRONMENT = [s for s in SETTINGS if s.env]
 FLAGS = [s for s in SETTINGS if s.flag]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support import RECORDINGS, RunningBridge, raw_exchange, read
+from tests.helpers.support import RECORDINGS, RunningBridge, raw_exchange, read
 
 TABLES = {
     "gex_bridge_snapshots": "ticker, timestamp, endpoint",

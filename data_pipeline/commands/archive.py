@@ -17,10 +17,10 @@ def add_arguments(parser) -> None:
 
 
 def run(args, settings) -> int:
-    from data_pipeline.archive import archive
-    from data_pipeline.progress import Progress
+    from data_pipeline.commands.progress import Progress
+    from data_pipeline.lake.archive import archive
     from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged
-    from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
+    from data_pipeline.repository.foreign_file import NotADatabase, refuse_foreign_file
 
     if args.keep_days < 0:
         print("gex-bridge: --keep-days must be 0 or more", file=sys.stderr)

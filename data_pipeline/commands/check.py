@@ -1,4 +1,4 @@
-"""gex-bridge check: see data_pipeline.check."""
+"""gex-bridge check: see data_pipeline.operations.check."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args, settings) -> int:
-    from data_pipeline import check
+    from data_pipeline.operations import check
     from data_pipeline.repository.journal import FolderInUse
 
     sys.setrecursionlimit(RECURSION_LIMIT)

@@ -14,7 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
-from data_pipeline import config, holders, local_http
+from data_pipeline import config
+from data_pipeline.operations import holders, local_http
 
 HELP = "look at settings, port, disk, database, clock and services, and say what to do"
 
@@ -80,7 +81,7 @@ def _settings(settings) -> list[Line]:
 
 
 def _download_command(settings) -> list[Line]:
-    from data_pipeline.download_command import Template
+    from data_pipeline.history.command import Template
 
     if not settings.history_download_command:
         return [Line("ok", "download", "HISTORY_DOWNLOAD_COMMAND is not set: the built-in importer does it")]
@@ -181,14 +182,14 @@ def _disk(settings) -> list[Line]:
 
 
 def _database(settings) -> list[Line]:
-    from data_pipeline.repository import magic
+    from data_pipeline.repository import foreign_file
 
     path = settings.database
     if not path.exists():
         return [Line("ok", "database", "not there yet; the first payload makes it")]
     try:
-        magic.refuse_foreign_file(path)
-    except (magic.NotADatabase, OSError) as problem:
+        foreign_file.refuse_foreign_file(path)
+    except (foreign_file.NotADatabase, OSError) as problem:
         return [Line("FAIL", "database", str(problem), "the server does not start with it")]
     lines = []
     for pid in holders.holders(path):
@@ -202,8 +203,8 @@ def _database(settings) -> list[Line]:
 
 
 def _gexbot(settings, replies: list) -> list[Line]:
-    from data_pipeline import web
-    from data_pipeline.gexbot import GexBotClient
+    from data_pipeline.integrations import outgoing
+    from data_pipeline.integrations.gexbot import GexBotClient
 
     if not settings.gexbot_api_key:
         return [
@@ -212,10 +213,10 @@ def _gexbot(settings, replies: list) -> list[Line]:
             )
         ]
     client = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
-    session = web.session(f"Bearer {settings.gexbot_api_key}", {})
+    session = outgoing.session(f"Bearer {settings.gexbot_api_key}", {})
     try:
-        reply = web.call(session, "GET", client.address("SPX"), TIME_LIMIT, params={"key": settings.gexbot_api_key})
-    except web.WebError as problem:
+        reply = outgoing.call(session, "GET", client.address("SPX"), TIME_LIMIT, params={"key": settings.gexbot_api_key})
+    except outgoing.WebError as problem:
         return [
             Line(
                 "FAIL",
@@ -231,7 +232,7 @@ def _gexbot(settings, replies: list) -> list[Line]:
 
 
 def _discord(settings, replies: list) -> list[Line]:
-    from data_pipeline import web
+    from data_pipeline.integrations import outgoing
 
     if not settings.discord_bot_token:
         return [
@@ -247,13 +248,13 @@ def _discord(settings, replies: list) -> list[Line]:
     if channel:
         name = "ALT_CHANNEL_OPTION_TRADES" if settings.alt_channel_option_trades else "DISCORD_CHANNEL_ID"
         asked.append((f"/channels/{quote(channel, safe='')}", name))
-    session, lines = web.session(f"Bot {settings.discord_bot_token}", {}), []
+    session, lines = outgoing.session(f"Bot {settings.discord_bot_token}", {}), []
     try:
         for path, setting in asked:
-            reply = web.call(session, "GET", settings.discord_api_url + path, TIME_LIMIT, allow_redirects=False)
+            reply = outgoing.call(session, "GET", settings.discord_api_url + path, TIME_LIMIT, allow_redirects=False)
             replies.append(reply)
             lines.append(_judge("Discord", settings.discord_api_url, reply.status, setting))
-    except web.WebError as problem:
+    except outgoing.WebError as problem:
         lines.append(
             Line(
                 "FAIL",

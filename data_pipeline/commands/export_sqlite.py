@@ -1,4 +1,4 @@
-"""gex-bridge export-sqlite: see data_pipeline.export_sqlite."""
+"""gex-bridge export-sqlite: see data_pipeline.migration.export_sqlite."""
 
 import json
 import pathlib
@@ -21,11 +21,11 @@ def run(args, settings) -> int:
 
     import duckdb
 
-    from data_pipeline import export_sqlite
-    from data_pipeline.repository import database, magic
+    from data_pipeline.migration import export_sqlite
+    from data_pipeline.repository import database, foreign_file
 
     problems = (
-        export_sqlite.ExportError, magic.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,
+        export_sqlite.ExportError, foreign_file.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,
         duckdb.Error, sqlite3.Error, OSError,
     )
     try:

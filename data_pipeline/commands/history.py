@@ -18,9 +18,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args, settings) -> int:
-    from data_pipeline.history_queue import HistoryQueue
+    from data_pipeline.history.queue import HistoryQueue
     from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
-    from data_pipeline.repository.magic import NotADatabase, refuse_foreign_file
+    from data_pipeline.repository.foreign_file import NotADatabase, refuse_foreign_file
 
     try:
         if not settings.database.exists():
@@ -43,7 +43,7 @@ def run(args, settings) -> int:
 
 
 def _run_now(queue, job_id: int, settings) -> bool:
-    from data_pipeline.history_importer import HistoryImporter
+    from data_pipeline.history.importer import HistoryImporter
 
     job = queue.start(job_id)
     if job is None:

@@ -40,10 +40,10 @@ def run(args, settings) -> int:
 
     with contextlib.suppress(NotImplementedError):  # of the platform; it gives pages back less eagerly: a tenth less CPU
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
-    from data_pipeline.history import ImportFailed, as_json, import_file
+    from data_pipeline.commands.progress import Progress
     from data_pipeline.lake import LakeDamaged, LakeNameError
+    from data_pipeline.lake.history_file import ImportFailed, as_json, import_file
     from data_pipeline.lake.views import refresh
-    from data_pipeline.progress import Progress
 
     said, failed = [], False
     for file in _files(args.files):

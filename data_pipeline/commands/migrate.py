@@ -1,4 +1,4 @@
-"""gex-bridge migrate: see data_pipeline.migrate."""
+"""gex-bridge migrate: see data_pipeline.migration.migrate."""
 
 import json
 import pathlib
@@ -34,8 +34,8 @@ def run(args, settings) -> int:
     # Imported here: they are heavy, and only this command needs them.
     import duckdb
 
-    from data_pipeline import legacy, migrate
-    from data_pipeline.repository import database, magic
+    from data_pipeline.migration import migrate, old_file
+    from data_pipeline.repository import database, foreign_file
 
     migration = migrate.Migration(args.old, settings.database, args.merge, args.prefer, args.report)
     if args.dry_run and not args.report:
@@ -43,7 +43,7 @@ def run(args, settings) -> int:
     started = time.monotonic()
     try:
         migration.look() if args.dry_run else migration.run()
-    except (migrate.MigrationError, legacy.LegacyError, magic.NotADatabase) as problem:
+    except (migrate.MigrationError, old_file.LegacyError, foreign_file.NotADatabase) as problem:
         print(f"gex-bridge migrate: {problem}", file=sys.stderr)
         return 1
     except (database.DatabaseBusy, database.DatabaseDamaged, duckdb.Error, OSError) as problem:

@@ -1,7 +1,7 @@
 """`gex-bridge serve`: the server, as `run_server.py` starts it."""
 
 from data_pipeline import config
-from data_pipeline.server import serve
+from data_pipeline.application import serve
 
 HELP = "Run local GEXBot bridge server"
 

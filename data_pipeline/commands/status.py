@@ -4,7 +4,8 @@ import json
 import sys
 from contextlib import suppress
 
-from data_pipeline import config, local_http
+from data_pipeline import config
+from data_pipeline.operations import local_http
 
 HELP = "show how the running server is, or what the files say when none runs"
 
@@ -48,7 +49,7 @@ def _of_server(url: str) -> dict:
 
 
 def _show_files(args, settings) -> int:
-    from data_pipeline.holders import bridge_running
+    from data_pipeline.operations.holders import bridge_running
 
     if not settings.data_dir.is_dir():
         print(f"gex-bridge status: there is no folder {settings.data_dir}", file=sys.stderr)
@@ -95,13 +96,13 @@ def _tables(path, journal_id: str) -> dict:
     # Imported here: it is heavy.
     import duckdb
 
-    from data_pipeline.repository import database, magic, schema
+    from data_pipeline.repository import database, foreign_file, schema
 
     try:
         with database.Database(path).reading(DATABASE_WAIT) as con:
             rows = {t: con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in schema.TABLES}
             return {"position": database.position(con, journal_id), **rows}
-    except (duckdb.Error, database.DatabaseBusy, database.DatabaseDamaged, magic.NotADatabase) as problem:
+    except (duckdb.Error, database.DatabaseBusy, database.DatabaseDamaged, foreign_file.NotADatabase) as problem:
         return {"unreadable": str(problem).split("\n")[0]}
 
 

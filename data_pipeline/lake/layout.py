@@ -10,8 +10,8 @@ import shutil
 from typing import Iterator, NamedTuple
 from urllib.parse import unquote
 
-from data_pipeline.atomic import fsync_folder, make_folder
-from data_pipeline.names import LONGEST, percent_encoded
+from data_pipeline.files.atomic import fsync_folder, make_folder
+from data_pipeline.files.names import LONGEST, percent_encoded
 
 # kind (a folder of the lake) -> table whose columns its files have
 KINDS = {"snapshots": "gex_bridge_snapshots", "strikes": "gex_bridge_strikes"}

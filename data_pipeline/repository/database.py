@@ -16,9 +16,9 @@ import time
 
 import duckdb
 
-from data_pipeline.atomic import ENDING, fsync_folder, make_folder
+from data_pipeline.files.atomic import ENDING, fsync_folder, make_folder
 from data_pipeline.repository import rollback, schema
-from data_pipeline.repository.magic import refuse_foreign_file
+from data_pipeline.repository.foreign_file import refuse_foreign_file
 
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"

@@ -21,7 +21,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from data_pipeline import atomic
+from data_pipeline.files import atomic
 from data_pipeline.repository import segments
 
 log = logging.getLogger("webhook")

@@ -15,13 +15,19 @@ from collections.abc import Callable
 import duckdb
 import pyarrow
 
-from data_pipeline import atomic
 from data_pipeline.background import Background
+from data_pipeline.files import atomic
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
-    Database, DatabaseBusy, DatabaseDamaged, last_id, note_position, position, queue_counts,
+    Database,
+    DatabaseBusy,
+    DatabaseDamaged,
+    last_id,
+    note_position,
+    position,
+    queue_counts,
 )
-from data_pipeline.rows import Rows
+from data_pipeline.repository.rows import Rows
 
 log = logging.getLogger("webhook")
 

@@ -26,7 +26,7 @@ import pathlib
 import struct
 import zlib
 
-from data_pipeline import atomic
+from data_pipeline.files import atomic
 
 log = logging.getLogger("webhook")
 

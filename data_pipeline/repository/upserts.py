@@ -4,7 +4,7 @@ import duckdb
 import pyarrow
 
 from data_pipeline.repository import database, schema
-from data_pipeline.rows import Rows
+from data_pipeline.repository.rows import Rows
 
 _ARROW = {"VARCHAR": pyarrow.string(), "BIGINT": pyarrow.int64(), "DOUBLE": pyarrow.float64()}
 _KEY = ("ticker", "timestamp", "endpoint")

@@ -18,8 +18,8 @@ import tempfile
 import time
 
 from tests.benchmarks.ingest import Run, percentile
-from tests.history_files import DAY_START, write_day
-from tests.support import RunningBridge, read
+from tests.helpers.history_files import DAY_START, write_day
+from tests.helpers.support import RunningBridge, read
 
 SNAPSHOTS = 23_400
 

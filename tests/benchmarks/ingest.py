@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-from tests.support import RunningBridge, read
+from tests.helpers.support import RunningBridge, read
 
 CLIENTS = (1, 8, 32)
 STRIKES = 150

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 
-from data_pipeline import export_sqlite
+from data_pipeline.migration import export_sqlite
 
 TICKERS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 STRIKES_A_SNAPSHOT = 100
@@ -60,11 +60,11 @@ def make(path: pathlib.Path, strikes: int) -> None:
 def duckdbs_own_way(old: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
     import pyarrow as pa
 
-    from data_pipeline import legacy
+    from data_pipeline.migration import old_file
     from data_pipeline.repository import database
 
-    with legacy.open_file(old, target.parent / "copy") as source:
-        read = {t: pa.Table.from_batches(source.plain(t), legacy.arrow_schema(t)) for t in source.tables}
+    with old_file.open_file(old, target.parent / "copy") as source:
+        read = {t: pa.Table.from_batches(source.plain(t), old_file.arrow_schema(t)) for t in source.tables}
         tables = {t: rows.combine_chunks() for t, rows in read.items()}
     started, cpu = time.perf_counter(), time.process_time()
     with database.Database(target).session() as con:
@@ -77,7 +77,7 @@ def duckdbs_own_way(old: pathlib.Path, target: pathlib.Path) -> tuple[float, flo
 
 
 def migrate(old: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
-    from data_pipeline import migrate as module
+    from data_pipeline.migration import migrate as module
 
     started, cpu = time.perf_counter(), time.process_time()
     results = module.Migration(old, target, show=False).run()

@@ -14,8 +14,8 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_pipeline import validation
-from data_pipeline.store import SnapshotStore
+from data_pipeline.payloads import validation
+from data_pipeline.payloads.store import SnapshotStore
 
 
 class Bare(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.repository import segments
 from tests.commands.test_cli import gex_bridge
-from tests.support import RunningBridge, eventually, gex_payload, read
+from tests.helpers.support import RunningBridge, eventually, gex_payload, read
 
 
 @pytest.fixture(scope="module")

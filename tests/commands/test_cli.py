@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data_pipeline import cli
-from tests.support import ROOT
+from tests.helpers.support import ROOT
 
 
 def gex_bridge(*arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.commands.test_cli import gex_bridge
 from tests.commands.test_status import free_port
-from tests.services import Answer, Service
-from tests.support import RunningBridge, eventually
-from tests.test_pages import held_database
+from tests.helpers.services import Answer, Service
+from tests.helpers.support import RunningBridge, eventually
+from tests.http_server.test_pages import held_database
 
 SECRETS = {"GEXBOT_API_KEY": "key-that-nobody-may-see", "DISCORD_BOT_TOKEN": "token-that-nobody-may-see"}
 

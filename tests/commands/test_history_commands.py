@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from data_pipeline.repository.database import Database
-from tests.history_files import DAY_START, day
-from tests.test_history_importer import add
-from tests.web import Web
+from tests.helpers.history_files import DAY_START, day
+from tests.helpers.web import Web
+from tests.history.test_importer import add
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import dataset
 
-from data_pipeline.history import import_file
 from data_pipeline.lake import partitions, scan_snapshots, scan_strikes, view_statements
 from data_pipeline.lake import read as lake_read
+from data_pipeline.lake.history_file import import_file
 from data_pipeline.lake.write import arrow_schema
 from data_pipeline.repository import schema
 from data_pipeline.repository.database import Database
-from tests.history_files import DAY_START, day
+from tests.helpers.history_files import DAY_START, day
 
 UTC = datetime.timezone.utc
 HIVE = pa.schema([("ticker", pa.string()), ("endpoint", pa.string()), ("date", pa.date32())])
@@ -236,8 +236,8 @@ def test_a_partition_replaced_again_and_again_is_always_seen_once_and_whole(data
     put(data_dir, chains[:6])
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from data_pipeline.history import import_file\n"
-        "from tests.history_files import day\n"
+        "from data_pipeline.lake.history_file import import_file\n"
+        "from tests.helpers.history_files import day\n"
         "data, path = Path(sys.argv[2]), Path(sys.argv[3])\n"
         "for turn in range(25):\n"
         "    path.write_text(json.dumps(day(12 if turn % 2 else 6, strikes=200, seed=turn)))\n"

@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 
+from tests.helpers.support import ROOT, RunningBridge, eventually
 from tests.reliability import shim
 from tests.reliability.load import Load, acknowledgements, add, check_everything_once
-from tests.support import ROOT, RunningBridge, eventually
 
 ROUNDS, SHORT = 1000, 8
 IN_TIME = 5.0  # s, from the start of the process to the first post that it accepts

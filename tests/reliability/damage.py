@@ -14,8 +14,8 @@ import shutil
 
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import Journal
+from tests.helpers.support import RunningBridge, eventually, gex_payload, read
 from tests.reliability.load import Load, check_everything_once, mark, marks
-from tests.support import RunningBridge, eventually, gex_payload, read
 
 ROUNDS, SHORT = 100, 1
 SEGMENT_BYTES = 30_000

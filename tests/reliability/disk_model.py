@@ -14,10 +14,10 @@ import shutil
 
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import Journal
+from tests.helpers.support import RunningBridge, gex_payload
 from tests.reliability.load import acknowledgements, check_everything_once, mark, marks
 from tests.reliability.order import is_acknowledgement
 from tests.reliability.trace import Call, Trace, record
-from tests.support import RunningBridge, gex_payload
 
 ROUNDS, SHORT = 300, 3
 JOURNALS_A_ROUND = 20  # journals opened for one bridge started

@@ -12,10 +12,10 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+from tests.helpers.support import RunningBridge, eventually, request, status_of
 from tests.reliability import shim
 from tests.reliability.load import Load, acknowledgements, add, check_everything_once
 from tests.reliability.shim import Unable
-from tests.support import RunningBridge, eventually, request, status_of
 
 ROUNDS, SHORT = 20, 1
 SIZE = "24m"

@@ -15,8 +15,15 @@ import time
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.support import (
-    RunningBridge, eventually, exchange, gex_payload, make_status_long, request, slow_reader, status_of,
+from tests.helpers.support import (
+    RunningBridge,
+    eventually,
+    exchange,
+    gex_payload,
+    make_status_long,
+    request,
+    slow_reader,
+    status_of,
 )
 
 ROUNDS, SHORT = 100_000, 300

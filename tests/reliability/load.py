@@ -5,7 +5,7 @@ import json
 import re
 import threading
 
-from tests.support import RunningBridge, gex_payload, read, request, status_of
+from tests.helpers.support import RunningBridge, gex_payload, read, request, status_of
 
 # Snapshots with more or fewer strikes than they say.
 HALVES = (

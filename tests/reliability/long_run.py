@@ -14,16 +14,16 @@ import time
 
 import duckdb
 
-from data_pipeline import records
+from data_pipeline.payloads import records
+from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.journal import Journal
+from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
 from data_pipeline.repository.loader import Loader
-from data_pipeline.repository.source import Cache, Progress, SetAside, Source
-from data_pipeline.store import TickerSnapshot
+from tests.helpers.support import RunningBridge, eventually, gex_payload
 from tests.reliability.crash import writer_of
 from tests.reliability.load import Load, check_everything_once
-from tests.support import RunningBridge, eventually, gex_payload
 
 ROUNDS, SHORT = 50_000, 60
 REQUESTS = 4  # for each round

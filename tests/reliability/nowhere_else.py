@@ -10,8 +10,8 @@ writing, every program they start and every address they connect to.
 import pathlib
 import random
 
+from tests.helpers.support import eventually, gex_payload, read
 from tests.reliability.trace import Trace, has_ended, traced
-from tests.support import eventually, gex_payload, read
 
 ROUNDS, SHORT = 3000, 60
 COMMAND = "true {id} {url} '{ticker}' \"{endpoint}\""

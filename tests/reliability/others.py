@@ -13,8 +13,8 @@ import time
 
 import duckdb
 
+from tests.helpers.support import RunningBridge, eventually, gex_payload, read
 from tests.reliability.load import Load, check_everything_once
-from tests.support import RunningBridge, eventually, gex_payload, read
 
 ROUNDS, SHORT = 2000, 20
 P99 = 0.5  # s

@@ -4,8 +4,8 @@ import pathlib
 import random
 import time
 
+from tests.helpers.support import RunningBridge, eventually
 from tests.reliability.load import Load, acknowledgements, add, check_everything_once
-from tests.support import RunningBridge, eventually
 
 ROUNDS, SHORT = 100, 3
 IN_TIME = 5.0  # s

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from tests.helpers.support import RunningBridge, eventually, gex_payload
 from tests.reliability.crash import writer_of
 from tests.reliability.load import Load, check_everything_once
-from tests.support import RunningBridge, eventually, gex_payload
 
 
 def test_a_killed_writer_is_started_again_and_loses_nothing(tmp_path):

@@ -4,9 +4,9 @@ import json
 import threading
 import time
 
+from tests.helpers.support import RunningBridge, eventually, gex_payload, read
 from tests.reliability.load import Load, check_everything_once
 from tests.reliability.others import hold
-from tests.support import RunningBridge, eventually, gex_payload, read
 
 
 def test_while_another_process_has_it_open_for_writing_requests_go_on_and_the_rows_come_later(tmp_path):

@@ -6,9 +6,9 @@ import shutil
 import time
 from dataclasses import dataclass
 
+from tests.helpers.support import RunningBridge, eventually
 from tests.reliability.load import Load
 from tests.reliability.shim import Unable
-from tests.support import RunningBridge, eventually
 
 CALLS = (
     "openat,close,write,pwrite64,sendto,recvfrom,fsync,fdatasync,rename,unlink,link,ftruncate,truncate,mkdir,accept4,execve,"

@@ -16,7 +16,7 @@ from data_pipeline.repository.database import (
     note_position,
     position,
 )
-from tests.support import PATIENCE
+from tests.helpers.support import PATIENCE
 
 HOLD = """
 import sys, duckdb

@@ -13,7 +13,7 @@ from data_pipeline.repository import journal as journal_module
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse, Journal, NotDurable
 from data_pipeline.repository.segments import Reader, Record
-from tests.support import PATIENCE, ROOT, eventually, files_limited_to
+from tests.helpers.support import PATIENCE, ROOT, eventually, files_limited_to
 
 
 @pytest.fixture

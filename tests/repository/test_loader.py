@@ -7,16 +7,16 @@ import sys
 import duckdb
 import pytest
 
-from data_pipeline.records import Link, Webhook
+from data_pipeline.payloads.records import Link, Webhook
 from data_pipeline.repository import loader as loader_module
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.journal import noted_position
 from data_pipeline.repository.loader import Loader
+from tests.helpers.support import PATIENCE, ROOT, eventually, read
 from tests.repository.test_database import held_by_another_process
-from tests.repository.test_source import Rig
-from tests.support import PATIENCE, ROOT, eventually, read
-from tests.test_rows import AT, gex
+from tests.repository.test_journal_reader import Rig
+from tests.repository.test_rows import AT, gex
 
 
 class LoaderRig(Rig):

@@ -10,9 +10,9 @@ import pytest
 
 from data_pipeline.repository import rollback
 from data_pipeline.repository.database import Database, DatabaseDamaged
+from tests.helpers.support import ROOT
 from tests.reliability import shim
 from tests.repository.test_database import held_by_another_process
-from tests.support import ROOT
 
 SESSION = """
 import pathlib, sys

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.records import Link, Webhook
+from data_pipeline.payloads.records import Link, Webhook
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.loader import UNLOADABLE
-from data_pipeline.rows import Rows
-from tests import strategies
-from tests.test_rows import AT, added, fields, gex
+from data_pipeline.repository.rows import Rows
+from tests.helpers import strategies
+from tests.repository.test_rows import AT, added, fields, gex
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,180 @@
+"""`Application`: every part, built from the settings, started and stopped in order; signals; the command line."""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+
+from data_pipeline import __version__, config
+from data_pipeline.bridge import Bridge
+from data_pipeline.history.command import DownloadRunner, Template
+from data_pipeline.http_server.connection import Limits
+from data_pipeline.http_server.pages import Pages
+from data_pipeline.http_server.server import BridgeServer
+from data_pipeline.integrations.dashboard import Dashboard
+from data_pipeline.integrations.discord import Discord
+from data_pipeline.integrations.gexbot import GexBotClient, Poller, StatusRefresher
+from data_pipeline.operations import logs
+from data_pipeline.operations.watchdog import Watchdog
+from data_pipeline.repository.foreign_file import NotADatabase
+from data_pipeline.repository.journal import FolderInUse
+from data_pipeline.repository.repository import Repository
+
+log = logging.getLogger("webhook")
+
+
+FILES_WANTED = 65536  # descriptors
+
+
+
+
+class Application:
+    """Every part of the server, built from the settings and handed what it needs."""
+
+    def __init__(self, settings: config.Settings):
+        self.settings = settings
+        self.repository = Repository(settings)
+        self.discord = Discord(
+            settings.discord_bot_token, settings.alt_channel_option_trades or settings.discord_channel_id,
+            settings.discord_dm_user_id, settings.discord_api_url,
+        )
+        self.downloads = self._downloads()
+        self.bridge = Bridge(self.repository, Dashboard(settings.dashboard_url), self.downloads, self.discord)
+        self.gexbot = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
+        self.poller = Poller(self.gexbot, settings.poll_interval, self._deliver)
+        self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
+        limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
+        self.server = BridgeServer(
+            (settings.host, settings.port), self.bridge, Pages(settings, self.repository, self.bridge, self.stats),
+            settings.http_workers, settings.max_connections, limits,
+        )
+        self.watchdog = Watchdog(self.server.server_address, self.repository.stats)
+
+    def _downloads(self) -> DownloadRunner | None:
+        """Raises ConfigError for a command in which a value would not be safe."""
+        if not self.settings.history_download_command:
+            return None
+        return DownloadRunner(Template.parse(self.settings.history_download_command), self.settings.root)
+
+    def start(self) -> None:
+        """Take the data folder, bring the store back, answer.  Raises FolderInUse, NotADatabase, OSError."""
+        self.repository.open()
+        self.bridge.restore(self.settings.data_dir)
+        self.server.start()
+        log.info("Starting GEX bridge on %s:%d", self.settings.host, self.server.port)
+        self.repository.start()
+        self.discord.start()
+        if self.downloads is not None:
+            self.downloads.start()
+        self.poller.start()
+        if self.settings.gex_status_symbols:
+            self.refresher.start()
+        self.watchdog.start()
+
+    def stop(self) -> bool:
+        """Stop in order, within STOP_TIMEOUT; True if everything is flushed.
+
+        First what brings payloads in, then what takes them; the journal and
+        what is behind it last.
+        """
+        self.watchdog.stop()
+        patience = self.settings.stop_timeout
+        until = time.monotonic() + patience
+        self.poller.stop(0)
+        self.refresher.stop(0)
+        answered = self.server.stop(patience / 4)
+        if self.downloads is not None:
+            self.downloads.stop(patience / 4)
+        self.discord.stop(patience / 4)
+        flushed = self.repository.stop(max(0.2, until - time.monotonic()))
+        self.gexbot.close()
+        return answered and flushed
+
+    def stats(self) -> dict:
+        """What every part counts; see README, `/status`."""
+        return {
+            "requests": self.server.counts(),
+            **self.repository.stats(),
+            "discord": self.discord.stats(),
+            "poller": self.poller.stats(),
+            "refresher": self.refresher.stats(),
+            "downloads": self.downloads.stats() if self.downloads is not None else {},
+            "dashboard": self.bridge.dashboard.stats(),
+        }
+
+    def _deliver(self, payload: dict) -> None:
+        """What the poller fetched comes in as any webhook does."""
+        self.bridge.universal(json.dumps(payload).encode(), payload, "127.0.0.1", "GEXBotPoller")
+
+
+def serve(settings: config.Settings) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code.  A second signal ends it at once."""
+    logs.configure(settings.debug, settings.log_json)
+    _raise_file_limit()
+    woken = threading.Event()
+    # The system may hand a signal to any thread; Python only takes note then, and a wait in this one would go on.
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+
+    def on_signal(number, frame):
+        if woken.is_set():
+            os._exit(128 + number)
+        woken.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        application = Application(settings)
+        application.start()
+    except config.ConfigError as problem:
+        return _wrong_setting(problem)
+    except (FolderInUse, NotADatabase) as problem:
+        return _cannot_start(str(problem))
+    except OSError as problem:
+        return _cannot_start(f"{problem.filename or f'{settings.host}:{settings.port}'}: {problem.strerror or problem}")
+    while not woken.is_set():
+        os.read(wake_read, 1)
+    log.info("Stopping GEX bridge")
+    if not application.stop():
+        log.warning("not everything was flushed in time; it is in the journal and is done at the next start")
+    return 0
+
+
+def _cannot_start(reason: str) -> int:
+    print(f"gex-bridge: cannot start: {reason}", file=sys.stderr)
+    return 1
+
+
+def _wrong_setting(problem: config.ConfigError) -> int:
+    print(f"gex-bridge: {problem}", file=sys.stderr)
+    return 2
+
+
+def _raise_file_limit() -> None:
+    """Room for MAX_CONNECTIONS: the usual soft limit is 1024 descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`run_server.py`: the original's command line."""
+    parser = argparse.ArgumentParser(
+        description="Run local GEXBot bridge server", epilog=config.environment_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    config.add_flags(parser)
+    parser.add_argument("--version", action="version", version=f"gex-bridge {__version__}")
+    args = parser.parse_args(argv)
+    try:
+        settings = config.load(args)
+    except config.ConfigError as problem:
+        return _wrong_setting(problem)
+    return serve(settings)

@@ -1,0 +1,113 @@
+"""`FilesWriter`: one of the journal's two readers, which keeps the files up with it.
+
+It rewrites views in the background, at most a few times a second and only
+where something changed.
+"""
+
+import logging
+import pathlib
+import time
+
+from data_pipeline.background import Background
+from data_pipeline.files.depth import DepthEvent, DepthPersistor, depth_event
+from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.views import SPOT_SERIES, Views, read_latest, spot_line
+from data_pipeline.payloads.records import Gex
+
+log = logging.getLogger("webhook")
+INTERVAL = 0.3  # s, between two rewrites of the views
+BATCH = 256  # records
+MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
+
+class FilesWriter(Background):
+    """Journal → spot series and views, and events for the DepthPersistor; `stop` brings them up to the journal's end.
+
+    source: the journal's decoded records, see `repository.source`.
+    """
+
+    def __init__(self, root: pathlib.Path, source, spots: AppendedFiles, depth: DepthPersistor):
+        super().__init__("FilesWriter")
+        self.root = root
+        self.source = source
+        self.spots = spots
+        self.depth = depth
+        self.views = Views(root)
+        self.position = min(spots.position, depth.files.position)
+        self.lines = 0
+        self.trouble = ""
+        self._restored = False
+        self._said_full = -MESSAGE_PAUSE
+        # What was handed on already, where a step has to be done again.
+        self._spotted = spots.position
+        self._offered = depth.files.position
+
+    def stats(self) -> dict:
+        return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            # Looked at before the step: what comes to be in between is for the next one.
+            last = self._stopping.is_set()
+            try:
+                count = self._step()
+            except Exception as problem:
+                # One line, however long it lasts; the name of a temporary file is another one each time.
+                if (trouble := getattr(problem, "strerror", None) or str(problem)) != self.trouble:
+                    log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
+                              exc_info=not isinstance(problem, OSError))
+                self.trouble = trouble
+                if last:
+                    return
+                self._stopping.wait(2.0)
+                continue
+            self.trouble = ""
+            if count == BATCH or count and last:
+                continue
+            if last:
+                return
+            self._stopping.wait(max(0.0, began + INTERVAL - time.monotonic()))
+            self.source.wait_beyond(self.position, timeout=2.0)
+
+    def _step(self) -> int:
+        """One batch; returns how many records it had."""
+        if not self._restored:
+            self.views.restore(read_latest(self.root))
+            self._restored = True
+        records = self.source.read(self.position, BATCH)
+        spot_lines = []
+        for number_, record in records:
+            try:
+                spot_lines += self._take(number_, record)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+                self.source.set_aside(number_, f"files: {type(problem).__name__}: {problem}")
+        if spot_lines:
+            for problem in self.spots.append({SPOT_SERIES: b"".join(spot_lines)}).values():
+                raise problem
+            self.lines += len(spot_lines)
+        if not records:
+            self.views.write()
+            self.spots.settle()
+            return 0
+        self._spotted = max(self._spotted, records[-1][0])
+        self.views.write()
+        self.position = records[-1][0]
+        if self.position > self.spots.position:
+            self.spots.advance(self.position)
+        return len(records)
+
+    def _take(self, number_: int, record) -> list[bytes]:
+        """Hand a record on to the views and the depth files; returns its spot line, if it has one."""
+        line, event = None, DepthEvent(number_)
+        if isinstance(record, Gex):
+            if record.webhook is None:
+                line = spot_line(record) if number_ > self._spotted else None
+                event = depth_event(number_, record) if number_ > self._offered else event
+            self.views.update(record.loaded, record.at)
+        if number_ > self._offered:
+            while not self.depth.enqueue(event):
+                if time.monotonic() - self._said_full >= MESSAGE_PAUSE:
+                    self._said_full = time.monotonic()
+                    log.warning("depth queue is full; the files wait for it")
+            self._offered = number_
+        return [line] if line else []

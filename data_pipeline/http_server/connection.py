@@ -1,0 +1,215 @@
+"""Connections: how the bytes of a client become one whole request, or a reason why not, and how it gets its answer.
+
+A connection costs memory for what arrived, never for what was announced, and
+has a total deadline for its head, one for its body and one for its answer.
+Nothing here knows what a request means.
+"""
+
+import re
+import socket
+import time
+from dataclasses import dataclass
+
+HEAD_LIMIT = 256 << 10  # bytes
+LINE_LIMIT = 65536  # bytes; the standard library's
+SEND_TIME = 10.0  # s for a client to take its answer
+DRAIN_TIME = 1.0  # s to go on reading from a client that was answered early
+RECEIVE = 64 << 10  # bytes
+
+_NOTHING = memoryview(b"")
+_HEAD_END = re.compile(rb"\n\r?\n")
+# Header lines as RFC 9112 has them, and none that two readers could read in two ways: no folding, no blank
+# before the colon, no NUL or lone CR.
+_HEADERS = re.compile(rb"(?:[!-9;-~]+:[^\x00\r\n]*\r?\n)*\r?\n")
+_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding):(.*)")
+_LENGTH = re.compile(rb"-?[0-9]{1,4000}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_body in bytes; times in seconds, from the first byte read to the last."""
+
+    max_body: int = 32 << 20
+    head_time: float = 10.0
+    body_time: float = 30.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a request is not whole; in_head: found before its body was due."""
+
+    status: int
+    message: str
+    in_head: bool = False
+
+
+class Connection:
+    """One client, what it has sent so far, and what it has yet to take of its answer (`unsent`).
+
+    `ready` once the request is whole or there is a `problem`; `silent` where
+    nothing is to be said to it.  Used by one thread at a time.
+    """
+
+    def __init__(self, sock: socket.socket, address: tuple, limits: Limits):
+        self.sock = sock
+        self.address = address
+        self.limits = limits
+        self.deadline = time.monotonic() + limits.head_time
+        self.ready = False
+        self.silent = False
+        self.draining = False
+        self.unsent = _NOTHING
+        self.problem: Problem | None = None
+        self._buffer = bytearray()
+        self._head_end = 0
+        self._searched = 0
+        self._end = 0
+
+    @property
+    def head(self) -> bytes:
+        return bytes(self._buffer[: self._head_end or len(self._buffer)])
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self._buffer[self._head_end : self._end]) if self._head_end else b""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether closing now could cut the answer off: the client may have sent more than was read."""
+        return self.problem is not None or len(self._buffer) > (self._end or self._head_end)
+
+    def receive(self, flags: int = 0) -> bool:
+        """Read once from the socket; True when the request is ready.  Raises OSError (TimeoutError, BlockingIOError)."""
+        data = self.sock.recv(RECEIVE, flags)
+        if self.draining:
+            return not data
+        if data:
+            self._buffer += data
+            self._look()
+        else:
+            self._cut_off()
+        return self.ready
+
+    def receive_all(self, until: float, flags: int = 0) -> None:
+        """Read until the request is ready.  Raises TimeoutError where bytes still come after `until`; else as `receive`."""
+        while not self.receive(flags):
+            if time.monotonic() > until:
+                raise TimeoutError
+
+    def send(self, answer: bytes | memoryview) -> bool:
+        """Send what the client takes at once; True if that is all of it, else the rest is `unsent`.  Raises OSError."""
+        try:
+            # The usual case, and one system call: a socket that nothing was written to yet takes it all.
+            sent = self.sock.send(answer, socket.MSG_DONTWAIT) if answer else 0
+        except BlockingIOError:
+            sent = 0
+        if sent < len(answer):
+            self.unsent = memoryview(answer)[sent:]
+            return False
+        self.unsent = _NOTHING
+        if self.has_unread:
+            self.sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def linger(self) -> bool:
+        """Whether it has to be kept though it is answered; its request is forgotten, and it has a new deadline.
+
+        First until the client has taken the rest.  Then, where it may still
+        send, to throw that away for a while: closing with unread bytes makes
+        the kernel reset the connection, and the answer would be lost with it.
+        """
+        if self.silent:
+            return False
+        if self.unsent:
+            self.deadline = time.monotonic() + SEND_TIME
+            del self._buffer[: self._end or self._head_end]  # and `has_unread` stays as it is
+            self._end = self._head_end = 0
+        elif self.has_unread:
+            self.draining = True
+            self.deadline = time.monotonic() + DRAIN_TIME
+            self._buffer.clear()
+        return self.draining or bool(self.unsent)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.unsent or not self._buffer:
+            self.silent = self.ready = True
+        elif self._head_end:
+            self._fail(408, "Request body took too long")
+        else:
+            self._fail(408, "Request head took too long", in_head=True)
+
+    def refuse(self) -> None:
+        """There is no room for it."""
+        if self.unsent:
+            self.silent = True
+        else:
+            self._fail(503, "Too many connections", in_head=True)
+
+    def _fail(self, status: int, message: str, in_head: bool = False) -> None:
+        self.problem = Problem(status, message, in_head)
+        self.ready = True
+
+    def _cut_off(self) -> None:
+        if self._head_end:
+            self._fail(400, "Request body is shorter than its Content-Length")
+        elif self._buffer:
+            self._fail(400, "Request head is incomplete", in_head=True)
+        else:
+            self.silent = self.ready = True
+
+    def _look(self) -> None:
+        if not self._head_end and not self._find_head():
+            return
+        if not self._end:
+            self._frame()
+        if not self.ready and len(self._buffer) >= self._end:
+            self.ready = True
+
+    def _find_head(self) -> bool:
+        """Whether the head is whole; a first line that can have no head behind it is ready as it is."""
+        buffer = self._buffer
+        if not self._searched:
+            line_end = buffer.find(b"\n", 0, LINE_LIMIT + 1)
+            no_request = not buffer[:1].isalpha() or len(buffer) > LINE_LIMIT if line_end == -1 else (
+                len(buffer[:line_end].split()) < 3
+            )
+            if no_request:
+                self.ready = True
+            if no_request or line_end == -1:
+                return False
+        found = _HEAD_END.search(buffer, max(0, self._searched - 3))
+        if found and found.end() <= HEAD_LIMIT:
+            self._head_end = found.end()
+            return True
+        self._searched = len(buffer)
+        if found or len(buffer) > HEAD_LIMIT:
+            self._fail(431, "Request head is too large", in_head=True)
+        return False
+
+    def _frame(self) -> None:
+        """Find out from the head how long the body is."""
+        head = self.head
+        self._end = self._head_end
+        self.deadline = time.monotonic() + self.limits.body_time
+        if not head.startswith(b"POST "):
+            self.ready = True
+            return
+        headers = head.index(b"\n") + 1
+        if not _HEADERS.fullmatch(head, headers):
+            return self._fail(400, "Malformed request head")
+        lengths = set()
+        for name, value in _FRAMING.findall(head, headers):
+            if name.lower() == b"transfer-encoding":
+                return self._fail(400, "Transfer-Encoding is not supported")
+            if not _LENGTH.fullmatch(value.strip(b" \t\r")):
+                return self._fail(400, "Invalid Content-Length")
+            lengths.add(int(value))
+        if len(lengths) > 1:
+            return self._fail(400, "Conflicting Content-Length")
+        length = max(0, *lengths) if lengths else 0
+        if length > self.limits.max_body:
+            return self._fail(413, "Request body is too large")
+        self._end += length
+
+

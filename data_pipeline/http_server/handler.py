@@ -1,0 +1,189 @@
+"""`GEXBridgeRequestHandler`: routes, bodies, answers.  Nothing else speaks HTTP inwards."""
+
+import io
+import json
+import logging
+import re
+from http.server import BaseHTTPRequestHandler
+
+from data_pipeline.http_server import pages
+from data_pipeline.http_server.connection import Connection
+from data_pipeline.payloads.validation import ValidationError
+from data_pipeline.repository.journal import NotDurable
+
+log = logging.getLogger("webhook")
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
+
+
+class HTTPError(Exception):
+    """An answer other than success: status and message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def status_line_text(message: str) -> str:
+    """Text that may stand in a status line: printable latin-1, all else as an escape."""
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), message)
+
+
+class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
+    """Answers the one request of a connection that `intake` has received whole.
+
+    The server's `bridge` does what a payload causes; its `pages` hold what
+    GET serves; `count(path, status)` counts.
+    """
+
+    server_version = "GEXBridge/1.0"
+    # Also for what names no version: every answer has a status line.
+    default_request_version = "HTTP/1.0"
+    # request body → what to do with it; what GET serves is in `pages`
+    ROUTES = {"/gex": "_gex", "/gex_history_url": "_gex_history_url", "/uw": "_uw"}
+
+    request: Connection
+
+    def setup(self) -> None:
+        self.connection = self.request.sock
+        self.rfile = io.BytesIO(self.request.head)
+        self.wfile = io.BytesIO()
+        self.status = 0
+        self._lines: list[tuple[int, str]] = []
+
+    def finish(self) -> None:
+        """Send the answer, or what the client takes of it at once: for more, no worker waits.
+
+        What is to be logged and counted comes after it, the client need not wait for that.
+        """
+        try:
+            self.request.send(self.wfile.getvalue())
+        except OSError as problem:
+            log.debug("%s went away before its answer: %s", self.client_address[0], problem)
+        for level, line in self._lines:
+            log.log(level, "%s", line)
+        known = self.route in self.ROUTES or self.route in pages.ROUTES
+        self.server.count(self.route if known else "other", self.status)
+
+    def handle(self) -> None:
+        self.close_connection = True
+        problem = self.request.problem
+        if problem and problem.in_head:
+            self.requestline = self.rfile.readline(200).decode("latin-1").rstrip("\r\n")
+            self.request_version = self.protocol_version
+            self.command = None
+            self.send_error(problem.status, problem.message)
+        else:
+            self.handle_one_request()
+
+    @property
+    def route(self) -> str:
+        """Everything after the host, without slashes at its end."""
+        return getattr(self, "path", "").rstrip("/")
+
+    def do_OPTIONS(self) -> None:
+        if self.route not in self.ROUTES:
+            return self.send_error(404, "Endpoint not found")
+        self.send_response(204)
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Access-Control-Allow-Methods", "POST, OPTIONS")
+        self.send_header("Access-Control-Allow-Headers", "Content-Type")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        try:
+            if self.route not in pages.ROUTES:
+                # As the standard library answers where there is no do_GET: nothing but these pages is new.
+                raise HTTPError(501, f"Unsupported method ({self.command!r})")
+            if not self.server.pages.may_ask(self.headers.get_all("Host", [])):
+                raise HTTPError(421, "Host is neither an IP address, nor localhost, nor one of ALLOWED_HOSTS")
+            status, kind, body = self.server.pages.get(self.route)
+            self.send_response(status)
+            # No Access-Control-Allow-Origin: what a page of another site asks for, it may not read.
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(body)
+        except Exception as problem:
+            self._fail(problem)
+
+    def do_POST(self) -> None:
+        try:
+            if self.route not in self.ROUTES:
+                raise HTTPError(404, "Endpoint not found")
+            raw, payload = self._body()
+            status, answer = getattr(self, self.ROUTES[self.route])(raw, payload)
+            self._answer(status, answer)
+        except Exception as problem:
+            self._fail(problem)
+
+    def _gex(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+        return 202, self.server.bridge.gex(raw, payload)
+
+    def _gex_history_url(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+        return 202, self.server.bridge.history_link(payload)
+
+    def _uw(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+        agent = self.headers.get("User-Agent") or ""
+        return 200, self.server.bridge.universal(raw, payload, self.client_address[0], agent)
+
+    def _body(self) -> tuple[bytes, dict]:
+        """The request body, as bytes and as the object it is.  Raises HTTPError."""
+        if self.request.problem:
+            raise HTTPError(self.request.problem.status, self.request.problem.message)
+        raw = self.request.body
+        if not raw:
+            raise HTTPError(400, "Empty request body")
+        try:
+            payload = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise HTTPError(400, "Request body is not UTF-8") from None
+        except RecursionError:
+            raise HTTPError(400, "JSON payload is nested too deeply") from None
+        except ValueError:  # also a number of more digits than Python converts
+            raise HTTPError(400, "Invalid JSON payload") from None
+        if not isinstance(payload, dict):
+            raise HTTPError(400, "Payload must be a JSON object")
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("payload of %s: %s", self.route, raw.decode("utf-8"))
+        return raw, payload
+
+    def _answer(self, status: int, answer: dict) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode("ascii"))
+
+    def _fail(self, problem: Exception) -> None:
+        """The one place where exceptions become statuses: the client gets a short line, the log the traceback."""
+        if isinstance(problem, HTTPError):
+            self.send_error(problem.status, problem.message)
+        elif isinstance(problem, ValidationError):
+            self.send_error(400, str(problem))
+        elif isinstance(problem, NotDurable):
+            self.send_error(500, f"Payload could not be stored: {problem}")
+        else:
+            log.exception("unforeseen error in %s", self.route)
+            self.send_error(500, str(problem))
+
+    def send_error(self, code, message=None, explain=None) -> None:
+        super().send_error(code, None if message is None else status_line_text(message), explain)
+
+    def date_time_string(self, timestamp=None) -> str:
+        return self.server.date_header() if timestamp is None else super().date_time_string(timestamp)
+
+    def send_response(self, code, message=None) -> None:
+        self.status = int(code)
+        super().send_response(code, message)
+
+    def log_request(self, code="-", size="-") -> None:
+        # Those who look after the server ask every few seconds.
+        level = logging.DEBUG if self.command == "GET" and self.status == 200 else logging.INFO
+        self._say(level, f'"{self.requestline}" {self.status} {size}')
+
+    def log_message(self, format: str, *args) -> None:
+        self._say(logging.INFO, format % args)
+
+    def _say(self, level: int, text: str) -> None:
+        self._lines.append((level, f"{self.client_address[0]} - {text}"))

@@ -1,0 +1,454 @@
+"""`gex-bridge check`: reads everything there is in the data folder and says what is whole and what is not.
+
+Nothing is changed unless `repair` is called, and then only what loses
+nothing: see the remedies.  What a server at work may have half done at this
+moment is not looked at while one runs.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from data_pipeline.files import atomic
+from data_pipeline.files.names import folder_name
+from data_pipeline.files.views import LATEST, SPOT_SERIES, Views, read_latest
+from data_pipeline.operations import rebuild
+from data_pipeline.operations.holders import bridge_running
+from data_pipeline.payloads import records, times
+from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.repository import segments
+from data_pipeline.repository.journal import FolderInUse
+
+NOTES = ("files.position", "depth.position")
+SET_ASIDE = "set-aside.jsonl"
+DEAD_LETTERS = "dead-letter.jsonl"
+CSV_HEADER = "strike,gex,volume,open_interest"
+BAD_LINES_NAMED = 5
+ATTEMPTS = 5  # to read a journal whose segments the running writer removes
+DATABASE_WAIT = 10.0  # s for which a database that is in use is tried
+PARTS = ("journal", "files", "depth", "tables")
+
+
+@dataclass
+class Finding:
+    """Something that is not as it should be.
+
+    path: relative to DATA_DIR, or a table's name; is_broken: False for what
+    is worth knowing, but costs nothing; remedy: what `repair` would do.
+    """
+
+    part: str
+    path: str
+    problem: str
+    is_broken: bool = True
+    remedy: str = ""
+    fix: Callable[[], None] | None = field(default=None, repr=False)
+    repaired: bool = False
+
+
+class Check:
+    """One look at a data folder.  After `run`: `findings`, and `counts` by part.  For one thread."""
+
+    def __init__(self, settings):
+        self.root: pathlib.Path = settings.data_dir
+        self.database: pathlib.Path = settings.database
+        self.running = bridge_running(self.root)
+        self.findings: list[Finding] = []
+        self.counts: dict[str, dict] = {part: {} for part in PARTS}
+        self._journal_id = ""
+        self._journal_end = 0
+        self._views_to_make: list[TickerSnapshot] = []
+
+    @property
+    def whole(self) -> bool:
+        return not any(f.is_broken and not f.repaired for f in self.findings)
+
+    def run(self, say: Callable[[str], None] = lambda part: None) -> None:
+        """Read everything; `say` hears which part comes next."""
+        for part in PARTS:
+            say(part)
+            getattr(self, f"_check_{part}")()
+
+    def repair(self, say: Callable[[str], None] = lambda part: None) -> None:
+        """Read everything and do the remedies, with no bridge beside.
+
+        Raises FolderInUse while one runs, and OSError.
+        """
+        with ExitStack() as locks:
+            folder = self.root / "journal"
+            folder.mkdir(exist_ok=True)
+            for name in ("lock", "writer.lock"):
+                _take(folder / name, locks)
+            self.running = False
+            self.run(say)
+            for finding in self.findings:
+                if finding.fix is not None:
+                    finding.fix()
+                    finding.repaired = True
+            self._make_views()
+
+    def _broken(self, part: str, path, problem: str, remedy: str = "", fix=None) -> None:
+        self.findings.append(Finding(part, self._name(path), problem, True, remedy, fix))
+
+    def _note(self, part: str, path, text: str, remedy: str = "", fix=None) -> None:
+        self.findings.append(Finding(part, self._name(path), text, False, remedy, fix))
+
+    def _name(self, path) -> str:
+        return str(path.relative_to(self.root)) if isinstance(path, pathlib.Path) else path
+
+    # The journal
+
+    def _check_journal(self) -> None:
+        folder = self.root / "journal"
+        self._check_temporary(folder)
+        noted = min(self._read_note(folder / name) for name in NOTES)
+        for attempt in range(ATTEMPTS):
+            before = len(self.findings)
+            try:
+                self._check_headers(segments.list_segments(folder))
+                self._check_records(folder, noted)
+                break
+            except FileNotFoundError:
+                del self.findings[before:]
+        self._check_positions(folder)
+        aside = folder / SET_ASIDE
+        if aside.exists() and (count := self._check_lines("journal", aside)):
+            self._note("journal", aside, f"{count} records could not be used and are kept here, each with the reason")
+
+    def _read_note(self, path: pathlib.Path) -> int:
+        """How far a reader of the journal is, as it noted; 0 where there is no note."""
+        try:
+            note = json.loads(path.read_bytes())
+            position, _, _ = int(note["position"]), note["lengths"].items(), str(note["journal"])
+        except FileNotFoundError:
+            return 0
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._broken(
+                "journal",
+                path,
+                "not readable; the server cannot start with it",
+                "moved aside; lines of records that are still in the journal come a second time",
+                lambda: _move_aside(path),
+            )
+            return 0
+        return position
+
+    def _check_headers(self, found: list[pathlib.Path]) -> None:
+        ids = set()
+        for path in found:
+            with open(path, "rb") as file:
+                raw = file.read(segments.HEADER_BYTES)
+            copies = [
+                segments.SegmentHeader.decode(raw[i * segments.HEADER.size :][: segments.HEADER.size]) for i in (0, 1)
+            ]
+            header = copies[0] or copies[1]
+            if header is None:
+                self._broken("journal", path, "both copies of its header are damaged")
+                continue
+            if None in copies:
+                self._note("journal", path, "one of the two copies of its header is damaged, the other one counts")
+            if header.first != segments.first_number(path):
+                self._broken("journal", path, f"its header says that it begins with record {header.first}")
+            ids.add(header.journal)
+            self._journal_id = header.journal
+        if len(ids) > 1:
+            self._broken("journal", "journal", f"its segments belong to {len(ids)} different journals")
+        self.counts["journal"] = {"segments": len(found), "bytes": sum(p.stat().st_size for p in found)}
+
+    def _check_records(self, folder: pathlib.Path, noted: int) -> None:
+        found = segments.list_segments(folder)
+        first = segments.first_number(found[0]) if found else 1
+        reader, last, number, damaged = segments.Reader(folder, first - 1), first - 1, 0, False
+        while part := reader.read(1 << 62):
+            for each in part:
+                if isinstance(each, segments.Damage):
+                    damaged = self._check_damage(folder, each, noted) or damaged
+                    continue
+                if each.number > last + 1 and not damaged:
+                    self._broken("journal", "journal", f"records {last + 1} to {each.number - 1} are missing")
+                last, damaged = each.number, False
+                number += 1
+                try:
+                    records.decode(each.payload)
+                except records.RecordError as problem:
+                    self._broken("journal", "journal", f"record {last} is none of ours: {ascii(str(problem))}")
+        self._journal_end = last
+        self.counts["journal"].update(records=number, last=last)
+
+    def _check_damage(self, folder: pathlib.Path, damage: segments.Damage, noted: int) -> bool:
+        path = folder / damage.segment
+        at_the_end = damage.offset + len(damage.raw) >= path.stat().st_size
+        where = f"{len(damage.raw)} bytes at {damage.offset}"
+        if at_the_end and _is_unfinished(damage.raw):
+            if not self.running:
+                self._note("journal", path, f"{where} are the start of a record that was never acknowledged")
+        elif damage.after < noted:
+            self._note("journal", path, f"{where} are damaged; they were set aside and named in the log")
+        else:
+            self._broken(
+                "journal",
+                path,
+                f"{where} are damaged: what was acknowledged behind record {damage.after} is lost there",
+            )
+        return True
+
+    def _check_positions(self, folder: pathlib.Path) -> None:
+        """A reader cannot be further than what it reads."""
+        for name in NOTES:
+            try:
+                note = json.loads((folder / name).read_bytes())
+            except (OSError, ValueError):
+                continue
+            if self._journal_id and note.get("journal") != self._journal_id:
+                self._note("journal", folder / name, "of another journal, so it does not count")
+            elif not self.running and note["position"] < self._journal_end:
+                waiting = self._journal_end - note["position"]
+                self._note(
+                    "journal", folder / name, f"{waiting} records are not in these files yet; the next start does it"
+                )
+            elif not self.running and note["position"] > self._journal_end:
+                self._broken(
+                    "journal", folder / name, f"says {note['position']}, but the journal ends with {self._journal_end}"
+                )
+
+    # Views and the spot series
+
+    def _check_files(self) -> None:
+        for folder in ("raw/gex", "gex"):
+            self._check_temporary(self.root / folder)
+        spots = self.root / SPOT_SERIES
+        lines = self._check_lines("files", spots) if spots.exists() else 0
+        snapshots = self._check_latest()
+        folders = 0
+        for folder in sorted((self.root / "gex").iterdir()) if (self.root / "gex").is_dir() else ():
+            if folder.is_dir():
+                folders += 1
+                self._check_ticker(folder, snapshots.pop(folder.name, None))
+            elif folder.suffix == ".json" and (problem := _json_problem(folder)):
+                self._broken("files", folder, f"{problem}; the next refresh writes it anew")
+        for name, snapshot in snapshots.items():
+            if not self.running:
+                self._view_problem(self.root / "gex" / name, "the files of this ticker are missing", snapshot)
+        self.counts["files"] = {"tickers": folders, "spot_lines": lines}
+
+    def _check_latest(self) -> dict[str, TickerSnapshot]:
+        """The tickers of latest.json by the names of their folders."""
+        path = self.root / LATEST
+        if not path.exists():
+            if any((self.root / "gex").glob("*/snapshot.json")):
+                self._broken("files", path, "missing", "made from journal and tables", self._rebuild_latest)
+            return {}
+        try:
+            documents = json.loads(path.read_bytes())
+            return {folder_name(ticker): TickerSnapshot.from_document(ticker, d) for ticker, d in documents.items()}
+        except (ValueError, AttributeError) as problem:
+            self._broken(
+                "files",
+                path,
+                f"not readable: {ascii(str(problem))}",
+                f"moved to {path.name}.damaged, and made from journal and tables",
+                self._rebuild_latest,
+            )
+            return {}
+
+    def _rebuild_latest(self) -> None:
+        path = self.root / LATEST
+        if path.exists():
+            _move_aside(path)
+        rebuild.latest_json(self.root, self.database)
+
+    def _check_ticker(self, folder: pathlib.Path, snapshot: TickerSnapshot | None) -> None:
+        problems = [
+            f"{name}: {p}" for name in ("snapshot.json", "metadata.json") if (p := _json_problem(folder / name))
+        ]
+        problems = problems or self._compare(folder)
+        if problems:
+            self._view_problem(folder, "; ".join(problems), snapshot)
+
+    def _compare(self, folder: pathlib.Path) -> list[str]:
+        document = json.loads((folder / "snapshot.json").read_bytes())
+        metadata = json.loads((folder / "metadata.json").read_bytes())
+        try:
+            text = (folder / "snapshot.csv").read_bytes().decode("ascii")
+            lines = text.split("\r\n")
+            if lines[0] != CSV_HEADER or lines[-1] or any(line.count(",") != 3 for line in lines[:-1]):
+                return ["snapshot.csv: not whole"]
+            if folder_name(document["ticker"]) != folder.name:
+                return [f"snapshot.json: of another ticker, {document['ticker']!a}"]
+            strikes = len(document["all_strikes"] or ())
+            # The three are replaced one after the other: a server at work may be in between.
+            if not self.running and not strikes == len(lines) - 2 == metadata["strikes_count"]:
+                return [
+                    f"{strikes} strikes in snapshot.json, {len(lines) - 2} in snapshot.csv,"
+                    f" {metadata['strikes_count']} in metadata.json"
+                ]
+        except FileNotFoundError:
+            return ["snapshot.csv: missing"]
+        except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
+            return [f"not as we write it: {type(problem).__name__}"]
+        return []
+
+    def _view_problem(self, folder: pathlib.Path, problem: str, snapshot: TickerSnapshot | None) -> None:
+        if snapshot is None:
+            self._broken("files", folder, f"{problem}; the ticker's next payload writes it anew")
+        else:
+            self._broken(
+                "files", folder, problem, "written anew from latest.json", lambda: self._views_to_make.append(snapshot)
+            )
+
+    def _make_views(self) -> None:
+        if self._views_to_make:
+            views = Views(self.root)
+            views.restore(read_latest(self.root))
+            for snapshot in self._views_to_make:
+                views.update(snapshot, times.utc_now_text())
+            views.write()
+
+    # Depth
+
+    def _check_depth(self) -> None:
+        folder = self.root / "depth"
+        self._check_temporary(folder)
+        files = lines = 0
+        for path in sorted(folder.glob("*/*.jsonl")):
+            files += 1
+            lines += self._check_lines("depth", path)
+        dead = folder / DEAD_LETTERS
+        if dead.exists() and (count := self._check_lines("depth", dead)):
+            self._note("depth", dead, f"{count} events could not be written where they belong and are kept here")
+        self.counts["depth"] = {"files": files, "lines": lines}
+
+    # Tables
+
+    def _check_tables(self) -> None:
+        # Imported here: they are heavy, and only this needs them.
+        import duckdb
+
+        from data_pipeline.operations import check_tables
+        from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, position
+        from data_pipeline.repository.foreign_file import NotADatabase
+
+        if not self.database.exists():
+            if self._journal_end and not self.running:
+                self._note("tables", self.database, "not there yet; the journal holds what belongs in it")
+            return
+        try:
+            with Database(self.database).reading(DATABASE_WAIT) as con:
+                self.counts["tables"] = check_tables.check(
+                    con, lambda *found: self._broken("tables", *found), lambda *found: self._note("tables", *found)
+                )
+                loaded = position(con, self._journal_id)
+            if loaded < self._journal_end and not self.running:
+                waiting = self._journal_end - loaded
+                self._note(
+                    "tables", self.database, f"{waiting} records are not in the tables yet; the next start loads them"
+                )
+            if loaded > self._journal_end and not self.running and self._journal_id:
+                self._broken(
+                    "tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal_end}"
+                )
+        except DatabaseBusy as problem:
+            self._broken("tables", self.database, f"another process has it, so it was not read: {_first_line(problem)}")
+        except (NotADatabase, DatabaseDamaged, duckdb.Error) as problem:
+            self._broken("tables", self.database, f"cannot be read: {_first_line(problem)}")
+
+    # Any file
+
+    def _check_temporary(self, folder: pathlib.Path) -> None:
+        if self.running:
+            return  # they may be in use
+        for path in sorted(folder.rglob(f".*{atomic.ENDING}")):
+            self._note(
+                "files", path, "a temporary file that a crash left", "removed", lambda p=path: p.unlink(missing_ok=True)
+            )
+
+    def _check_lines(self, part: str, path: pathlib.Path) -> int:
+        """How many lines of JSON objects the file has; tells of those that are none."""
+        count, bad = 0, []
+        for number, (offset, line) in enumerate(_lines(path), 1):
+            good = _is_object(line)
+            if line.endswith(b"\n"):
+                count += good
+                if not good:
+                    bad.append(number)
+            elif good and not self.running:
+                count += 1
+                self._broken(part, path, "the last line has no line end", "gets one", lambda: _append(path, b"\n"))
+            elif not self.running:
+                self._broken(
+                    part,
+                    path,
+                    f"the last line is torn, {len(line)} bytes",
+                    f"cut off, and kept in {path.name}.torn",
+                    lambda: _cut(path, offset),
+                )
+        if bad:
+            named = ", ".join(map(str, bad[:BAD_LINES_NAMED])) + (" …" if len(bad) > BAD_LINES_NAMED else "")
+            self._broken(part, path, f"{len(bad)} lines are no JSON objects: {named}")
+        return count
+
+
+def _take(path: pathlib.Path, locks: ExitStack) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    locks.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderInUse(f"a bridge is running on {path.parent.parent}; stop it before --repair") from None
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """Each line with where it begins, in bytes."""
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _json_problem(path: pathlib.Path) -> str:
+    try:
+        return "" if _is_object(path.read_bytes()) else "not readable"
+    except FileNotFoundError:
+        return "missing"
+
+
+def _is_unfinished(raw: bytes) -> bool:
+    """Whether these bytes, at the end of a segment, are a record whose end was never written."""
+    if len(raw) < segments.RECORD.size:
+        return raw.startswith(segments.MARK[: len(raw)])
+    mark, _, length, _ = segments.RECORD.unpack_from(raw)
+    return mark == segments.MARK and len(raw) < segments.RECORD.size + length
+
+
+def _move_aside(path: pathlib.Path) -> None:
+    path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def _append(path: pathlib.Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
+
+
+def _cut(path: pathlib.Path, offset: int) -> None:
+    """What is cut off is kept: it may be all that is left of a payload."""
+    with open(path, "rb+") as file:
+        file.seek(offset)
+        atomic.replace(path.with_name(f"{path.name}.torn"), file.read())
+        file.truncate(offset)
+        os.fsync(file.fileno())
+
+
+def _first_line(problem: Exception) -> str:
+    return ascii(str(problem).split("\n")[0])[1:-1]

@@ -1,0 +1,65 @@
+"""`latest.json` once more, where it is lost: from the journal, and for older tickers from the tables."""
+
+import json
+import pathlib
+from contextlib import suppress
+
+from data_pipeline.files import atomic
+from data_pipeline.files.views import LATEST
+from data_pipeline.payloads import records
+from data_pipeline.payloads.store import KINDS, SnapshotStore
+from data_pipeline.repository import segments
+
+DATABASE_WAIT = 10.0  # s
+
+# The last row of each kind of each ticker, oldest first.
+LAST_ROWS = f"""
+    SELECT ticker, payload_kind, endpoint, received_at, raw_payload_json FROM gex_bridge_snapshots
+    WHERE rowid IN (
+        SELECT max_by(rowid, timestamp) FROM gex_bridge_snapshots WHERE payload_kind IN {KINDS} GROUP BY ticker, payload_kind
+    )
+    ORDER BY timestamp, received_at
+"""
+
+
+def latest_json(root: pathlib.Path, database: pathlib.Path) -> None:
+    """Write it anew.
+
+    A ticker that the journal's segments still name is exactly as it was.  Of
+    the others the tables know the last payload of each kind, as long as no
+    other kind had the same timestamp and endpoint.
+    """
+    store = SnapshotStore()
+    _from_tables(store, database)
+    _from_journal(store, root / "journal")
+    documents = {snapshot.ticker: snapshot.document() for snapshot in store.tickers()}
+    atomic.replace(root / LATEST, json.dumps(documents, indent=2, sort_keys=True).encode("ascii"))
+
+
+def _from_tables(store: SnapshotStore, path: pathlib.Path) -> None:
+    # Imported here: it is heavy.
+    import duckdb
+
+    from data_pipeline.repository import database, foreign_file
+
+    rows = []
+    unreadable = (duckdb.Error, database.DatabaseBusy, database.DatabaseDamaged, foreign_file.NotADatabase)
+    if path.exists():
+        with suppress(*unreadable), database.Database(path).reading(DATABASE_WAIT) as con:
+            rows = con.execute(LAST_ROWS).fetchall()
+    for ticker, kind, endpoint, received_at, raw in rows:
+        with suppress(ValueError, TypeError):
+            data = json.loads(raw)
+            store.put(store.get(ticker).merged(kind, data, None if endpoint == "unknown" else endpoint, received_at))
+
+
+def _from_journal(store: SnapshotStore, folder: pathlib.Path) -> None:
+    found = segments.list_segments(folder)
+    reader = segments.Reader(folder, segments.first_number(found[0]) - 1 if found else 0)
+    while part := reader.read(1 << 62):
+        for each in part:
+            with suppress(records.RecordError, ValueError, KeyError):
+                if isinstance(each, segments.Record) and isinstance(
+                    record := records.decode(each.payload), records.Gex
+                ):
+                    store.put(record.loaded)

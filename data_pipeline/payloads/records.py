@@ -1,0 +1,193 @@
+"""What a journal record means: one acknowledged request, complete in itself.
+
+A payload is one line of JSON (ASCII), a newline, and then parts of UTF-8 text
+one behind the other, whose lengths the line gives.  Bodies are kept as they
+came in, byte for byte; nothing is serialised again while a client waits.
+
+A gamma-exposure record carries its ticker's whole state after the payload
+(the last body of each kind), so that its row can be made from it alone:
+nothing that happens to another record, or to the process, changes it.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from data_pipeline.payloads.store import TickerSnapshot
+
+# Stands for the strikes while the rest of a payload is written; no client can know it.
+_STRIKES = secrets.token_hex(16)
+
+
+class lazy:
+    """An attribute made at first use.  Unlike functools.cached_property before Python 3.12 it has no lock, which
+    all records would share; made twice by two threads, it is the same."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, record, owner):
+        value = record.__dict__[self.name] = self.make(record)
+        return value
+
+
+class RecordError(Exception):
+    """The payload is no record of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """JSON text that holds an object: under `key`, or as a whole where `key` is empty."""
+
+    raw: bytes
+    key: str = ""
+
+    @classmethod
+    def of(cls, data: dict) -> "Part":
+        return cls(json.dumps(data).encode("ascii"))
+
+    def load(self) -> dict:
+        value = json.loads(self.raw)
+        return value[self.key] if self.key else value
+
+
+def _encode(line: dict, *parts: bytes) -> bytes:
+    return b"\n".join((json.dumps(line, separators=(",", ":")).encode("ascii"), b"".join(parts)))
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A `/uw` payload as a row of `universal_webhooks`.  at: receive time, ISO, UTC, no offset."""
+
+    at: str
+    client: str
+    agent: str
+    raw: bytes
+
+    def encode(self) -> bytes:
+        return _encode({"type": "uw", "at": self.at, "client": self.client, "agent": self.agent}, self.raw)
+
+    @lazy
+    def payload(self) -> dict:
+        return json.loads(self.raw)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A row of `gex_history_queue`."""
+
+    at: str
+    id: int
+    url: str
+    ticker: str
+    endpoint: str
+
+    def encode(self) -> bytes:
+        return _encode({"type": "link", **self.__dict__})
+
+
+@dataclass(frozen=True)
+class Gex:
+    """A gamma-exposure payload, from `/gex` or (with `webhook`) from `/uw`.
+
+    state: the ticker after it, with a Part (or None) for each kind; the
+    payload's own kind holds its own body.  endpoint: the request's own.
+    """
+
+    at: str
+    endpoint: str | None
+    state: TickerSnapshot
+    webhook: tuple[str, str] | None = None
+
+    @property
+    def ticker(self) -> str:
+        return self.state.ticker
+
+    @property
+    def kind(self) -> str:
+        return self.state.last_payload_kind
+
+    def encode(self) -> bytes:
+        state = self.state
+        parts = [(kind, part) for kind in ("majors", "maxchange", "snapshot") if (part := getattr(state, kind))]
+        line = {
+            "type": "gex",
+            "at": self.at,
+            "ticker": state.ticker,
+            "kind": state.last_payload_kind,
+            "endpoint": self.endpoint,
+            "updated_at": state.updated_at,
+            "received_at": state.received_at,
+            "last_endpoint": state.last_endpoint,
+            "webhook": self.webhook,
+            "parts": [(kind, part.key, len(part.raw)) for kind, part in parts],
+        }
+        return _encode(line, *(part.raw for _, part in parts))
+
+    @lazy
+    def payload(self) -> dict:
+        """The whole body."""
+        return json.loads(getattr(self.state, self.kind).raw)
+
+    @lazy
+    def data(self) -> dict:
+        """The payload's own data object."""
+        key = getattr(self.state, self.kind).key
+        return self.payload[key] if key else self.payload
+
+    @lazy
+    def loaded(self) -> TickerSnapshot:
+        """The state with its data as objects."""
+        data = {
+            kind: self.data if kind == self.kind else part.load()
+            for kind in ("majors", "maxchange", "snapshot")
+            if (part := getattr(self.state, kind))
+        }
+        return TickerSnapshot(**{**self.state.__dict__, **data})
+
+    @lazy
+    def strikes_json(self) -> str:
+        """`json.dumps` of the strikes that the row takes, the snapshot's."""
+        return json.dumps((self.loaded.snapshot or {}).get("strikes"))
+
+    @lazy
+    def data_json(self) -> str:
+        """`json.dumps(data)`: needed for the depth file and, where it is ASCII, for the table."""
+        if self.kind != "snapshot" or "strikes" not in self.data:
+            return json.dumps(self.data)
+        # Nearly all of it are the strikes, whose text is needed by itself as well.
+        around = json.dumps({**self.data, "strikes": _STRIKES})
+        return around.replace(f'"{_STRIKES}"', self.strikes_json)
+
+
+def decode(payload: bytes) -> Webhook | Link | Gex:
+    """A record's payload as the object it was made from.  Raises RecordError."""
+    try:
+        line, _, rest = payload.partition(b"\n")
+        head = json.loads(line)
+        kind = head.pop("type")
+        if kind == "uw":
+            return Webhook(raw=rest, **head)
+        if kind == "link":
+            return Link(**head)
+        if kind == "gex":
+            return _gex(head, rest)
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise RecordError(f"not a record: {problem}") from problem
+    raise RecordError(f"not a record: type {kind!r}")
+
+
+def _gex(head: dict, rest: bytes) -> Gex:
+    parts, at = {}, 0
+    for kind, key, length in head["parts"]:
+        parts[kind] = Part(rest[at : at + length], key)
+        at += length
+    state = TickerSnapshot(
+        head["ticker"], **parts, updated_at=head["updated_at"], received_at=head["received_at"],
+        last_endpoint=head["last_endpoint"], last_payload_kind=head["kind"],
+    )
+    webhook = tuple(head["webhook"]) if head["webhook"] else None
+    return Gex(head["at"], head["endpoint"], state, webhook)

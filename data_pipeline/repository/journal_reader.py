@@ -1,0 +1,163 @@
+"""The journal as its readers see it: decoded records, up to what is durable."""
+
+import base64
+import collections
+import json
+import logging
+import pathlib
+import threading
+from collections.abc import Callable
+
+from data_pipeline.files import atomic
+from data_pipeline.payloads import records, times
+from data_pipeline.repository import segments
+
+log = logging.getLogger("webhook")
+
+
+class Progress:
+    """How far the journal is durable, as the server tells it; readers wait here."""
+
+    def __init__(self, durable: int = 0):
+        self.durable = durable
+        # Guards `durable`; notified when it moves or the wait is over for good.
+        self._changed = threading.Condition()
+        self._ended = False
+
+    def advance(self, durable: int) -> None:
+        with self._changed:
+            self.durable = max(self.durable, durable)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nobody needs to wait any more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_beyond(self, number: int, timeout: float | None = None) -> None:
+        """Wait until a record behind `number` is durable, or the timeout (s), or the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self.durable > number, timeout)
+
+
+class SetAside:
+    """Records that could not be used, kept whole: a line of JSON each, with the reason, bytes in base64."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.count = 0
+        # Both readers come here.
+        self._lock = threading.Lock()
+
+    def keep(self, number: int, reason: str, raw: bytes) -> None:
+        """Write one down and name it in the log.  Raises OSError."""
+        line = {"at": times.utc_now_text(), "record": number, "reason": reason, "raw": base64.b64encode(raw).decode()}
+        with self._lock:
+            # Durably: the journal lets go of the record once those behind it are in tables and files.
+            atomic.append(self.path, json.dumps(line).encode() + b"\n")
+            self.count += 1
+        log.error("record %d of the journal is set aside in %s: %s", number, self.path.name, ascii(reason))
+
+
+class Cache:
+    """Decoded records that the two readers share, so that a body is parsed once."""
+
+    SIZE = 512
+    BYTES = 32 << 20  # of payloads; one reader may be far ahead while the other waits for the database
+
+    def __init__(self):
+        # Guards all below; both readers come here.
+        self._lock = threading.Lock()
+        self._records: collections.OrderedDict[int, tuple[object, int]] = collections.OrderedDict()
+        self._bytes = 0
+
+    def decode(self, record: segments.Record):
+        """Raises records.RecordError."""
+        with self._lock:
+            found = self._take(record.number)
+        if found is not None:
+            return found  # both have it now
+        found = records.decode(record.payload)
+        with self._lock:
+            self._take(record.number)
+            self._records[record.number] = found, len(record.payload)
+            self._bytes += len(record.payload)
+            while len(self._records) > self.SIZE or self._bytes > self.BYTES:
+                self._take(next(iter(self._records)))
+        return found
+
+    def _take(self, number: int):
+        found, size = self._records.pop(number, (None, 0))
+        self._bytes -= size
+        return found
+
+
+class Source:
+    """One reader's end of the journal.
+
+    names_damage: whether it is the one that reports what is broken.  bound:
+    the number up to which it may read now, to stay near the other reader.
+    """
+
+    def __init__(self, folder: pathlib.Path, progress: Progress, cache: Cache, aside: SetAside, names_damage: bool):
+        self.wait_beyond = progress.wait_beyond
+        self.bound: Callable[[], int] = lambda: progress.durable
+        self._folder = folder
+        self._progress = progress
+        self._cache = cache
+        self._aside = aside
+        self._names_damage = names_damage
+        self._reader: segments.Reader | None = None
+        self._raw: dict[int, bytes] = {}
+        self._kept: set[int] = set()  # of the records that are not done yet: they may be read again
+
+    @property
+    def durable(self) -> int:
+        """The number up to which the journal is known to be durable."""
+        return self._progress.durable
+
+    def read(self, after: int, most: int) -> list[tuple[int, object]]:
+        """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
+
+        Whoever has done them all goes on behind the last one's number.  Raises OSError.
+        """
+        if self._reader is None or self._reader.position != after:
+            self._reader = segments.Reader(self._folder, after)
+        found, self._raw, self._kept = [], {}, {number for number in self._kept if number > after}
+        expected: int | None = after + 1  # None behind damage, which is named itself
+        for part in self._reader.read(min(self._progress.durable, self.bound()), most):
+            if isinstance(part, segments.Damage):
+                if self._names_damage:
+                    self._keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
+                expected = None
+                continue
+            if expected is not None and part.number > expected and self._names_damage:
+                self._name_gap(expected, part.number - 1)
+            expected = part.number + 1
+            self._raw[part.number] = part.payload
+            try:
+                found.append((part.number, self._cache.decode(part)))
+            except records.RecordError as problem:
+                found.append((part.number, None))
+                if self._names_damage:
+                    self.set_aside(part.number, str(problem))
+        if self._reader.position > (found[-1][0] if found else after):
+            found.append((self._reader.position, None))
+        return found
+
+    def set_aside(self, number: int, reason: str) -> bool:
+        """Keep a record of the last `read` that cannot be used, and name it; False if that was done before."""
+        return self._keep(number, reason, self._raw.get(number, b""))
+
+    def _name_gap(self, first: int, last: int) -> None:
+        if first not in self._kept:
+            self._kept.add(first)
+            log.error("records %d to %d are not in the journal; tables and files go on without them", first, last)
+
+    def _keep(self, number: int, reason: str, raw: bytes) -> bool:
+        if number in self._kept:
+            return False
+        self._aside.keep(number, reason, raw)
+        self._kept.add(number)
+        return True

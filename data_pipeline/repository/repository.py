@@ -1,0 +1,101 @@
+"""`Repository`: what the rest of the server sees of journal, loader and DuckDB.
+
+It appends, and returns when the record is durable; everything else happens
+in the writer, a process of its own with a lower priority: it reads the
+journal and writes tables and files.  So the server never waits for DuckDB,
+and a request never for a file.
+"""
+
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+
+from data_pipeline.files.growing import read_note
+from data_pipeline.payloads import records
+from data_pipeline.repository import foreign_file, segments
+from data_pipeline.repository.journal import Built, Journal
+from data_pipeline.repository.writer_process import WriterProcess
+
+log = logging.getLogger("webhook")
+
+
+
+
+class Repository:
+    """The journal, and the writer process behind it."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.folder: pathlib.Path = settings.data_dir / "journal"
+        self.journal = Journal(self.folder)
+        self.writer = WriterProcess(settings, self.journal)
+
+    def open(self) -> None:
+        """Take the data folder.  Raises FolderInUse, NotADatabase, OSError."""
+        has_journal = bool(segments.list_segments(self.folder))
+        foreign_file.refuse_foreign_file(self.settings.database, ours=has_journal)
+        self.journal.open()
+        if not has_journal and self.settings.database.exists():
+            self.journal.first_link = self.writer.ask_last_link()
+
+    @property
+    def last_link(self) -> int:
+        """The last history-queue id that was given out before what `replay` yields."""
+        return self.journal.first_link
+
+    @property
+    def last_link_in_tables(self) -> int:
+        """The last history-queue id that the loader saw given out; a while ago."""
+        return self.writer.report.get("loader", {}).get("last_link", 0)
+
+    def append(self, build: Callable[[], Built]) -> int:
+        """See Journal.append."""
+        return self.journal.append(build)
+
+    def replay(self) -> Iterator[object]:
+        """The records that the files may not show yet, in order, decoded; and those of the last segment."""
+        found = segments.list_segments(self.folder)
+        if not found:
+            return
+        after = min(read_note(self.folder / "files.position", self.journal.id)[0], segments.first_number(found[-1]) - 1)
+        reader = segments.Reader(self.folder, after)
+        while part := reader.read(self.journal.durable):
+            for record in part:
+                if isinstance(record, segments.Record):
+                    try:
+                        yield records.decode(record.payload)
+                    except records.RecordError as problem:
+                        log.error("record %d of the journal is none of ours: %a", record.number, str(problem))
+
+    def start(self) -> None:
+        """Start the writer.  Where it dies, it is started again."""
+        self.journal.on_durable = self.writer.tell
+        self.writer.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Flush everything to tables and files; True if that was done within `timeout` seconds."""
+        done = self.writer.stop(timeout)
+        self.journal.close()
+        return done
+
+    def stats(self) -> dict:
+        """Counts of the journal and of everything in the writer; see README, `/status`."""
+        sizes = list(map(_size, segments.list_segments(self.folder)))
+        journal = {
+            "position": self.journal.durable, "failed": self.journal.failures, "healthy": self.journal.healthy,
+            "segments": len(sizes), "bytes": sum(sizes),
+        }
+        return {"journal": journal, **self.writer.stats()}
+
+    def probe(self) -> None:
+        """Raise OSError where the journal's folder takes no new file."""
+        self.journal.probe()
+
+
+def _size(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the writer has let go of it
+        return 0
+
+

@@ -31,8 +31,6 @@ log = logging.getLogger("webhook")
 FILES_WANTED = 65536  # descriptors
 
 
-
-
 class Application:
     """Every part of the server, built from the settings and handed what it needs."""
 
@@ -40,8 +38,10 @@ class Application:
         self.settings = settings
         self.repository = Repository(settings)
         self.discord = Discord(
-            settings.discord_bot_token, settings.alt_channel_option_trades or settings.discord_channel_id,
-            settings.discord_dm_user_id, settings.discord_api_url,
+            settings.discord_bot_token,
+            settings.alt_channel_option_trades or settings.discord_channel_id,
+            settings.discord_dm_user_id,
+            settings.discord_api_url,
         )
         self.downloads = self._downloads()
         self.bridge = Bridge(self.repository, Dashboard(settings.dashboard_url), self.downloads, self.discord)
@@ -50,8 +50,12 @@ class Application:
         self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
         limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
         self.server = BridgeServer(
-            (settings.host, settings.port), self.bridge, Pages(settings, self.repository, self.bridge, self.stats),
-            settings.http_workers, settings.max_connections, limits,
+            (settings.host, settings.port),
+            self.bridge,
+            Pages(settings, self.repository, self.bridge, self.stats),
+            settings.http_workers,
+            settings.max_connections,
+            limits,
         )
         self.watchdog = Watchdog(self.server.server_address, self.repository.stats)
 
@@ -167,7 +171,8 @@ def _raise_file_limit() -> None:
 def main(argv: list[str] | None = None) -> int:
     """`run_server.py`: the original's command line."""
     parser = argparse.ArgumentParser(
-        description="Run local GEXBot bridge server", epilog=config.environment_help(),
+        description="Run local GEXBot bridge server",
+        epilog=config.environment_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     config.add_flags(parser)

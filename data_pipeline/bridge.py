@@ -125,6 +125,4 @@ def _read_latest_however_deep(root):
 
 def _is_acknowledgement(payload: dict) -> bool:
     inner = payload.get("payload")
-    return (
-        _first_truthy(payload, EVENT_KEYS) == "phx_reply" and isinstance(inner, dict) and inner.get("status") == "ok"
-    )
+    return _first_truthy(payload, EVENT_KEYS) == "phx_reply" and isinstance(inner, dict) and inner.get("status") == "ok"

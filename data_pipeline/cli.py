@@ -39,7 +39,10 @@ def parser(names=COMMANDS) -> argparse.ArgumentParser:
             continue
         module = importlib.import_module(f"data_pipeline.commands.{COMMANDS[name]}")
         one = sub.add_parser(
-            name, help=module.HELP, description=module.HELP, epilog=config.environment_help(),
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=config.environment_help(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(one)

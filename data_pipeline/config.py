@@ -53,31 +53,95 @@ SETTINGS = (
     Setting("host", "text", "127.0.0.1", "", "address to listen on", env=False, flag=True),
     Setting("port", "int", 8877, "", "port to listen on; 0 takes a free one", env=False, flag=True, low=0, high=65535),
     Setting("debug", "bool", False, "", "log at DEBUG, payloads included", env=False, flag=True),
-    Setting("poll-interval", "number", 60, "s", "pause between two rounds of the GEXBot poller", env=False, flag=True, low=0.05),
+    Setting(
+        "poll-interval",
+        "number",
+        60,
+        "s",
+        "pause between two rounds of the GEXBot poller",
+        env=False,
+        flag=True,
+        low=0.05,
+    ),
     Setting("DATA_DIR", "path", "data", "", "where everything is kept; relative to the project root", flag=True),
     Setting("GEXBOT_API_KEY", "text", "", "", "key of the GEXBot API; without it nothing is polled", secret=True),
     Setting("GEXBOT_API_URL", "url", "https://api.gexbot.com", "", "GEXBot API, or https://api.gex.bot/v2"),
-    Setting("GEX_STATUS_SYMBOLS", "list", "", "", "symbols whose status file is refreshed, comma-separated; needs the API key"),
+    Setting(
+        "GEX_STATUS_SYMBOLS",
+        "list",
+        "",
+        "",
+        "symbols whose status file is refreshed, comma-separated; needs the API key",
+    ),
     Setting("DASHBOARD_URL", "url", "http://127.0.0.1:5801", "", "dashboard that is offered each history link first"),
-    Setting("HISTORY_DOWNLOAD_COMMAND", "text", "", "", "shell command run for each queued link, with {id} {url} {ticker} {endpoint}; unset: the built-in importer"),
-    Setting("HISTORY_ALLOWED_HOSTS", "list", "hist.gex.bot,hist.gexbot.com", "", "hosts, with their subdomains, that history may be fetched from; * allows all public ones"),
+    Setting(
+        "HISTORY_DOWNLOAD_COMMAND",
+        "text",
+        "",
+        "",
+        "shell command run for each queued link, with {id} {url} {ticker} {endpoint}; unset: the built-in importer",
+    ),
+    Setting(
+        "HISTORY_ALLOWED_HOSTS",
+        "list",
+        "hist.gex.bot,hist.gexbot.com",
+        "",
+        "hosts, with their subdomains, that history may be fetched from; * allows all public ones",
+    ),
     Setting("HISTORY_MAX_BYTES", "int", 4 << 30, "bytes", "largest history file that is fetched", low=1),
-    Setting("ARCHIVE_AFTER_DAYS", "int", 0, "days", "move days older than this from the live tables to the lake each night; 0 is off", low=0, high=36500),
-    Setting("DISCORD_BOT_TOKEN", "text", "", "", "token of the Discord bot; else the one in discord-bot/.env", secret=True),
+    Setting(
+        "ARCHIVE_AFTER_DAYS",
+        "int",
+        0,
+        "days",
+        "move days older than this from the live tables to the lake each night; 0 is off",
+        low=0,
+        high=36500,
+    ),
+    Setting(
+        "DISCORD_BOT_TOKEN", "text", "", "", "token of the Discord bot; else the one in discord-bot/.env", secret=True
+    ),
     Setting("DISCORD_CHANNEL_ID", "text", "", "", "default Discord channel"),
     Setting("ALT_CHANNEL_OPTION_TRADES", "text", "", "", "Discord channel for option trades, before the default one"),
     Setting("DISCORD_DM_USER_ID", "text", "", "", "Discord user who gets a short direct message as well"),
     Setting("DISCORD_API_URL", "url", "https://discord.com/api/v10", "", "Discord API"),
-    Setting("LOAD_INTERVAL", "number", 0.5, "s", "least time between two loads of the journal into the database", low=0.01, high=3600),
+    Setting(
+        "LOAD_INTERVAL",
+        "number",
+        0.5,
+        "s",
+        "least time between two loads of the journal into the database",
+        low=0.01,
+        high=3600,
+    ),
     Setting("HTTP_WORKERS", "int", 32, "threads", "requests that are worked on at once", low=1, high=1024),
-    Setting("MAX_CONNECTIONS", "int", 1000, "", "unfinished connections held at once; over it the oldest goes", low=1, high=100000),
+    Setting(
+        "MAX_CONNECTIONS",
+        "int",
+        1000,
+        "",
+        "unfinished connections held at once; over it the oldest goes",
+        low=1,
+        high=100000,
+    ),
     Setting("MAX_BODY_BYTES", "int", 32 << 20, "bytes", "largest request body; over it 413", low=1),
     Setting("HEAD_TIMEOUT", "number", 10, "s", "time for a whole request head; over it 408", low=0.01),
     Setting("BODY_TIMEOUT", "number", 30, "s", "time for a whole request body; over it 408", low=0.01),
-    Setting("STOP_TIMEOUT", "number", 4, "s", "time to flush everything at exit; what is left stays in the journal", low=0.1),
-    Setting("ALLOWED_HOSTS", "list", "", "", "names, besides IP addresses and localhost, that GET requests may use as Host"),
+    Setting(
+        "STOP_TIMEOUT", "number", 4, "s", "time to flush everything at exit; what is left stays in the journal", low=0.1
+    ),
+    Setting(
+        "ALLOWED_HOSTS", "list", "", "", "names, besides IP addresses and localhost, that GET requests may use as Host"
+    ),
     Setting("MIN_FREE_BYTES", "int", 512 << 20, "bytes", "free space under which GET /ready says 503", low=0),
-    Setting("MAX_LAG", "number", 300, "s", "age of the oldest record not yet in the database over which GET /ready says 503", low=0.1),
+    Setting(
+        "MAX_LAG",
+        "number",
+        300,
+        "s",
+        "age of the oldest record not yet in the database over which GET /ready says 503",
+        low=0.1,
+    ),
     Setting("LOG_JSON", "bool", False, "", "one JSON object a log line", flag=True),
 )
 
@@ -90,7 +154,9 @@ def _number(text: str) -> float | int:
 
 
 def _bool(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[text.lower()]
+    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+        text.lower()
+    ]
 
 
 def _url(text: str) -> str:
@@ -148,7 +214,11 @@ def add_flags(parser: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> No
     for setting in SETTINGS:
         if not setting.flag or only and setting.name not in only:
             continue
-        shown = f" (default: {setting.default}{setting.unit and ' ' + setting.unit})" if setting.default not in ("", False) else ""
+        shown = (
+            f" (default: {setting.default}{setting.unit and ' ' + setting.unit})"
+            if setting.default not in ("", False)
+            else ""
+        )
         kwargs = {"dest": setting.attribute, "help": setting.why + shown, "default": None}
         if setting.kind == "bool":
             parser.add_argument(setting.option, action="store_const", const="1", **kwargs)

@@ -61,8 +61,13 @@ class Writer:
         sources = [Source(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
         lake = settings.data_dir / "lake"
         self.loader = Loader(
-            Database(settings.database), sources[0], journal, settings.load_interval, lambda: view_statements(lake),
-            self.folder / "tables.position", end,
+            Database(settings.database),
+            sources[0],
+            journal,
+            settings.load_interval,
+            lambda: view_statements(lake),
+            self.folder / "tables.position",
+            end,
         )
         spots = AppendedFiles(settings.data_dir, self.folder / "files.position", journal)
         depths = AppendedFiles(settings.data_dir, self.folder / "depth.position", journal)
@@ -74,8 +79,11 @@ class Writer:
         self.history = None
         if not settings.history_download_command:
             self.history = HistoryImporter(
-                HistoryQueue(settings.database), settings.data_dir, settings.history_allowed_hosts,
-                settings.history_max_bytes, HISTORY_SETTLE,
+                HistoryQueue(settings.database),
+                settings.data_dir,
+                settings.history_allowed_hosts,
+                settings.history_max_bytes,
+                HISTORY_SETTLE,
             )
             self.loader.on_links = self.history.wake
         self.archive = None
@@ -128,9 +136,7 @@ class Writer:
 
     def _tidy(self) -> None:
         """Let go of the part of the journal that is in the tables and in the files."""
-        segments.remove_consumed(
-            self.folder, min(self.loader.safe, self.files.spots.noted, self.depth.files.noted)
-        )
+        segments.remove_consumed(self.folder, min(self.loader.safe, self.files.spots.noted, self.depth.files.noted))
 
     def _say(self, report) -> None:
         line = json.dumps(self.stats())
@@ -143,8 +149,13 @@ class Writer:
                 log.debug("the server is gone")  # the end of standard input says so too
 
     def stats(self) -> dict:
-        parts = {"loader": self.loader, "files": self.files, "depth": self.depth, "history": self.history,
-                 "archive": self.archive}
+        parts = {
+            "loader": self.loader,
+            "files": self.files,
+            "depth": self.depth,
+            "history": self.history,
+            "archive": self.archive,
+        }
         return {**{name: part.stats() for name, part in parts.items() if part}, "set_aside": self.aside.count}
 
     def _finish(self, report) -> int:

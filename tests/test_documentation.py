@@ -40,7 +40,9 @@ def test_every_endpoint_stands_in_the_readme_and_no_other():
 
 def test_every_table_stands_in_the_readme_and_no_other():
     documented = {name for cell in first_cells("Tables") for name in re.findall(r"`(\w+)`", cell)}
-    made = {name for statement in schema.statements() for name in re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", statement)}
+    made = {
+        name for statement in schema.statements() for name in re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", statement)
+    }
     assert documented == made
 
 
@@ -64,8 +66,11 @@ def test_the_top_level_has_what_belongs_there_and_nothing_else():
 
 
 def test_no_module_has_more_than_500_lines():
-    long = {path.name: count for path in (ROOT / "data_pipeline").rglob("*.py")
-            if (count := len(path.read_text().splitlines())) > 500}
+    long = {
+        path.name: count
+        for path in (ROOT / "data_pipeline").rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 500
+    }
     assert not long
 
 

@@ -46,7 +46,7 @@ def replayed(tmp_path_factory):
             for case in cases("requests.jsonl")
         ]
         assert bridge.stop() == 0, bridge.log
-    today = datetime.datetime.now(datetime.timezone.utc)
+    today = datetime.datetime.now(datetime.UTC)
     days = [(today - datetime.timedelta(days=back)).strftime("%Y-%m-%d") for back in (0, 1)]
     now = re.compile(r"(%s)[T ][0-9:.]+(\+00:00|Z)?" % "|".join(days))
     files = {}
@@ -58,8 +58,10 @@ def replayed(tmp_path_factory):
                 for day in days:
                     name = name.replace(day, "{today}")
                 files[name] = now.sub("{now}", file.read_bytes().decode())
-    tables = {t: json.loads(now.sub("{now}", json.dumps(read(bridge.database, f"SELECT * FROM {t} ORDER BY {key}"))))
-              for t, key in TABLES.items()}
+    tables = {
+        t: json.loads(now.sub("{now}", json.dumps(read(bridge.database, f"SELECT * FROM {t} ORDER BY {key}"))))
+        for t, key in TABLES.items()
+    }
     return responses, files, tables
 
 

@@ -64,7 +64,8 @@ def test_the_integrations_do_not_know_each_other():
         f"{path.stem} imports {name}"
         for room, path in modules()
         for name in imports(path)
-        if room == "integrations" and name.startswith("integrations.")
+        if room == "integrations"
+        and name.startswith("integrations.")
         and name.split(".")[1] not in SHARED_BY_INTEGRATIONS
     ]
     assert not strangers

@@ -21,7 +21,7 @@ HELP = "look at settings, port, disk, database, clock and services, and say what
 
 TIME_LIMIT = 5.0  # s, for each call to a service
 SKEW = 60.0  # s that this clock may differ from a service's
-BUILT = datetime.datetime(2025, 1, 1, tzinfo=datetime.timezone.utc)  # no clock that is right shows a time before
+BUILT = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows a time before
 
 
 class Line(NamedTuple):
@@ -215,7 +215,9 @@ def _gexbot(settings, replies: list) -> list[Line]:
     client = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
     session = outgoing.session(f"Bearer {settings.gexbot_api_key}", {})
     try:
-        reply = outgoing.call(session, "GET", client.address("SPX"), TIME_LIMIT, params={"key": settings.gexbot_api_key})
+        reply = outgoing.call(
+            session, "GET", client.address("SPX"), TIME_LIMIT, params={"key": settings.gexbot_api_key}
+        )
     except outgoing.WebError as problem:
         return [
             Line(
@@ -318,7 +320,7 @@ def _place(url: str) -> str:
 
 def _clock(settings, replies: list) -> list[Line]:
     todo = "set the clock, best by a time service (timedatectl set-ntp true): rows and files carry its time"
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     if now < BUILT:
         return [Line("FAIL", "clock", f"shows {now:%Y-%m-%d}", todo)]
     latest = settings.data_dir / "raw" / "gex" / "latest.json"

@@ -25,8 +25,13 @@ def run(args, settings) -> int:
     from data_pipeline.repository import database, foreign_file
 
     problems = (
-        export_sqlite.ExportError, foreign_file.NotADatabase, database.DatabaseBusy, database.DatabaseDamaged,
-        duckdb.Error, sqlite3.Error, OSError,
+        export_sqlite.ExportError,
+        foreign_file.NotADatabase,
+        database.DatabaseBusy,
+        database.DatabaseDamaged,
+        duckdb.Error,
+        sqlite3.Error,
+        OSError,
     )
     try:
         rows = export_sqlite.export(settings.database, args.new)

@@ -15,7 +15,10 @@ LOWEST_PRIORITY = 19  # niceness; requests and the writer come first
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", type=pathlib.Path,
+        "files",
+        nargs="+",
+        metavar="FILE",
+        type=pathlib.Path,
         help="a file, or a folder of .json, .jsonl, .ndjson files, gzipped or not",
     )
     parser.add_argument("--ticker", required=True, help="ticker of the chains, e.g. SPX")
@@ -38,7 +41,9 @@ def run(args, settings) -> int:
         _stand_back()
     import pyarrow
 
-    with contextlib.suppress(NotImplementedError):  # of the platform; it gives pages back less eagerly: a tenth less CPU
+    with contextlib.suppress(
+        NotImplementedError
+    ):  # of the platform; it gives pages back less eagerly: a tenth less CPU
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
     from data_pipeline.commands.progress import Progress
     from data_pipeline.lake import LakeDamaged, LakeNameError

@@ -18,12 +18,16 @@ def add_arguments(parser) -> None:
     parser.add_argument("old", metavar="OLD.db", type=pathlib.Path, help="the original's file; it is only read")
     parser.add_argument("--merge", action="store_true", help="the database may have rows already")
     parser.add_argument(
-        "--prefer", choices=("old", "new"), default="new",
+        "--prefer",
+        choices=("old", "new"),
+        default="new",
         help="which of two different rows with one key is kept: OLD.db's or the database's (default: new)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only read and compare; --report FILE is written")
     parser.add_argument(
-        "--report", metavar="FILE", type=pathlib.Path,
+        "--report",
+        metavar="FILE",
+        type=pathlib.Path,
         help="where what did not fit is written (default: beside the database)",
     )
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")

@@ -100,8 +100,13 @@ class DepthPersistor(Background):
 
     def stats(self) -> dict:
         return {
-            "enqueued": self.enqueued, "written": self.written, "dropped": self.dropped, "retried": self.retried,
-            "dead_lettered": self.dead_lettered, "queue": self._queue.qsize(), "position": self.files.position,
+            "enqueued": self.enqueued,
+            "written": self.written,
+            "dropped": self.dropped,
+            "retried": self.retried,
+            "dead_lettered": self.dead_lettered,
+            "queue": self._queue.qsize(),
+            "position": self.files.position,
         }
 
     def _run(self) -> None:
@@ -115,8 +120,11 @@ class DepthPersistor(Background):
                 self.trouble = ""
             except Exception as problem:
                 if str(problem) != self.trouble:  # one line, however long it lasts
-                    log.error("depth events cannot be written, they wait in the journal: %s", ascii(str(problem)),
-                              exc_info=not isinstance(problem, OSError))
+                    log.error(
+                        "depth events cannot be written, they wait in the journal: %s",
+                        ascii(str(problem)),
+                        exc_info=not isinstance(problem, OSError),
+                    )
                 self.trouble = str(problem)
                 if not ended:
                     time.sleep(TROUBLE_PAUSE)

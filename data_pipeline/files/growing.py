@@ -33,7 +33,9 @@ class AppendedFiles:
         self.position = 0
         self.noted = 0
         self._lengths: dict[str, int] = {}
-        self._torn: dict[str, int] = {}  # files that are too long and could not be cut back, and how long they should be
+        self._torn: dict[
+            str, int
+        ] = {}  # files that are too long and could not be cut back, and how long they should be
 
     def open(self) -> int:
         """Undo what a crash left half done; returns the position to go on after.  Raises OSError."""

@@ -58,8 +58,13 @@ def consolidated(snapshot: TickerSnapshot, received: str) -> dict:
             if isinstance(entry, list) and len(entry) >= 2 and (strike := number(entry[0])) is not None
         ]
     windows = [
-        {"window": CHANGE_WINDOWS[name], "strike": strike, "old_gex": 0.0, "new_gex": (gex := _float(pair["net_gex"])),
-         "delta": gex}
+        {
+            "window": CHANGE_WINDOWS[name],
+            "strike": strike,
+            "old_gex": 0.0,
+            "new_gex": (gex := _float(pair["net_gex"])),
+            "delta": gex,
+        }
         for name, pair in view["max_change"].items()
         if (strike := number(pair["strike"])) is not None
     ]
@@ -214,5 +219,3 @@ def read_latest(root: pathlib.Path) -> list[TickerSnapshot]:
         log.error("%s is not readable and now lies at %s: %s", path, aside, ascii(str(problem)))
         path.replace(aside)
         return []
-
-

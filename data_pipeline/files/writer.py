@@ -19,6 +19,7 @@ INTERVAL = 0.3  # s, between two rewrites of the views
 BATCH = 256  # records
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
+
 class FilesWriter(Background):
     """Journal → spot series and views, and events for the DepthPersistor; `stop` brings them up to the journal's end.
 
@@ -54,8 +55,11 @@ class FilesWriter(Background):
             except Exception as problem:
                 # One line, however long it lasts; the name of a temporary file is another one each time.
                 if (trouble := getattr(problem, "strerror", None) or str(problem)) != self.trouble:
-                    log.error("files cannot be written, they are behind the journal: %s", ascii(str(problem)),
-                              exc_info=not isinstance(problem, OSError))
+                    log.error(
+                        "files cannot be written, they are behind the journal: %s",
+                        ascii(str(problem)),
+                        exc_info=not isinstance(problem, OSError),
+                    )
                 self.trouble = trouble
                 if last:
                     return

@@ -19,7 +19,8 @@ import pathlib
 import socket
 import ssl
 import threading
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from data_pipeline import __version__
@@ -79,7 +80,11 @@ class Download:
     """
 
     def __init__(
-        self, url: str, folder: pathlib.Path, hosts: tuple[str, ...], limits: Limits = Limits(),
+        self,
+        url: str,
+        folder: pathlib.Path,
+        hosts: tuple[str, ...],
+        limits: Limits = Limits(),
         progress: Callable[[int, int | None], None] | None = None,
     ):
         self.url, self.folder, self.hosts, self.limits = url, folder, hosts, limits
@@ -213,7 +218,10 @@ class _Files:
 
     def request_headers(self, host: str) -> dict[str, str]:
         headers = {
-            "Host": host, "User-Agent": f"gex-bridge/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity",
+            "Host": host,
+            "User-Agent": f"gex-bridge/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
             "Connection": "close",
         }
         mark = self.about.get("mark")

@@ -149,14 +149,26 @@ class HistoryImporter(Background):
 
     def _import(self, file: pathlib.Path, job: Job) -> str | None:
         command = [
-            sys.executable, "-m", "data_pipeline", "import", str(file.absolute()), f"--ticker={job.ticker}",
-            f"--endpoint={job.endpoint}", f"--data-dir={self._data_dir.absolute()}", "--json", "--background",
+            sys.executable,
+            "-m",
+            "data_pipeline",
+            "import",
+            str(file.absolute()),
+            f"--ticker={job.ticker}",
+            f"--endpoint={job.endpoint}",
+            f"--data-dir={self._data_dir.absolute()}",
+            "--json",
+            "--background",
         ]
         package = pathlib.Path(__file__).resolve().parents[2]
         with self._lock:
             self._check_stop()
             child = self._child = subprocess.Popen(
-                command, cwd=package, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                command,
+                cwd=package,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, child.pid, 19)  # requests come first

@@ -6,7 +6,8 @@ crash.
 """
 
 import pathlib
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.schema import NOW
@@ -61,8 +62,7 @@ class HistoryQueue:
                 self._recover(con)
                 self._recovered = True
             due = " OR ".join(
-                f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})"
-                for n, pause in enumerate(PAUSES, 1)
+                f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})" for n, pause in enumerate(PAUSES, 1)
             )
             beginnings = ", ".join(f"left({value}, {LOOKED_AT})" for value in ("url", "ticker", "endpoint"))
             found = con.execute(
@@ -94,7 +94,8 @@ class HistoryQueue:
         with self._database.session(self._wait) as con:
             changed = con.execute(
                 f"UPDATE gex_history_queue SET status = 'pending', attempts = 0, last_error = NULL, updated_at = {NOW}"
-                " WHERE id = ? RETURNING id", [job_id],
+                " WHERE id = ? RETURNING id",
+                [job_id],
             ).fetchall()
         return bool(changed)
 
@@ -114,7 +115,8 @@ class HistoryQueue:
     def _start(con, job_id: int) -> Job | None:
         found = con.execute(
             f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
-            " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts", [job_id],
+            " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts",
+            [job_id],
         ).fetchall()
         return Job(*found[0]) if found else None
 

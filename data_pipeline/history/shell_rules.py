@@ -12,9 +12,7 @@ import re
 
 from data_pipeline.history.shell_template import CLIENT, OPENERS, OTHER, Command, Word, refuse_word
 
-SHELLS = frozenset(
-    "sh bash rbash dash ash ksh mksh pdksh zsh csh tcsh fish yash posh elvish nu xonsh pwsh rc".split()
-)
+SHELLS = frozenset("sh bash rbash dash ash ksh mksh pdksh zsh csh tcsh fish yash posh elvish nu xonsh pwsh rc".split())
 SHELL_OPTION = re.compile(r"-[aefhlmnuvx]+|--(norc|noprofile|posix|login)?")
 
 _SCRIPT_FIRST = "node nodejs deno bun php lua luajit tclsh wish expect guile osascript groovy scala Rscript".split()
@@ -29,9 +27,7 @@ INTERPRETERS = {
     **dict.fromkeys("awk gawk mawk nawk".split(), re.compile(r"-F.+|--")),
 }
 # Modules of python -m that run what they are given.
-RUNNING_MODULES = frozenset(
-    "timeit pdb trace profile cProfile runpy code doctest unittest IPython asyncio".split()
-)
+RUNNING_MODULES = frozenset("timeit pdb trace profile cProfile runpy code doctest unittest IPython asyncio".split())
 
 # Programs that hand their arguments or their input to a shell, or have commands of their own.
 RUNNERS = frozenset(

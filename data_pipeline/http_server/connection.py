@@ -171,8 +171,10 @@ class Connection:
         buffer = self._buffer
         if not self._searched:
             line_end = buffer.find(b"\n", 0, LINE_LIMIT + 1)
-            no_request = not buffer[:1].isalpha() or len(buffer) > LINE_LIMIT if line_end == -1 else (
-                len(buffer[:line_end].split()) < 3
+            no_request = (
+                not buffer[:1].isalpha() or len(buffer) > LINE_LIMIT
+                if line_end == -1
+                else (len(buffer[:line_end].split()) < 3)
             )
             if no_request:
                 self.ready = True
@@ -211,5 +213,3 @@ class Connection:
         if length > self.limits.max_body:
             return self._fail(413, "Request body is too large")
         self._end += length
-
-

@@ -19,6 +19,7 @@ log = logging.getLogger("webhook")
 PROMPT = 0.01  # s that a worker gives a client to send its request, before it takes the next one
 SLOW_WORKERS = 8
 
+
 class BridgeServer(socketserver.TCPServer):
     """A threading server whose threads are reused: each of `workers` accepts, answers, and accepts again.
 

@@ -12,6 +12,7 @@ MOST_UNSENT = 64 << 20  # bytes of answers that clients take their time to read,
 MOST_DRAINING = 100  # such clients at once
 SWEEP = 0.25  # s between two looks at the deadlines
 
+
 class Lounge:
     """Where connections wait that have not sent or not taken everything yet: one thread for all of them.
 

@@ -266,7 +266,9 @@ class Discord:
         for attempt in range(1, ATTEMPTS + 1):
             wait, pause = pause, min(pause * 2, LONGEST_PAUSE)
             try:
-                reply = outgoing.call(session, "POST", self._api_url + path, time_limit, json=body, allow_redirects=False)
+                reply = outgoing.call(
+                    session, "POST", self._api_url + path, time_limit, json=body, allow_redirects=False
+                )
             except outgoing.WebError as problem:
                 reason = str(problem)
             else:

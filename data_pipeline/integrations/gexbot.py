@@ -10,7 +10,7 @@ import logging
 import pathlib
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
 from data_pipeline import __version__
@@ -23,7 +23,7 @@ SYMBOLS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
 TIME_LIMIT = 10.0  # seconds, of each try of a request
 LONGEST_PAUSE = 900.0  # seconds; pauses that grow after failures end here
-LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 # field of a payload -> the names the API has for it, in the order they are looked for
 FIELDS = {
@@ -140,7 +140,7 @@ def summary(symbol: str, reply: dict) -> dict:
     }
     if all(value is None for value in found.values()):
         raise GexBotError("the reply has none of the fields of a chain")
-    at = moment(reply.get("timestamp")) or datetime.now(timezone.utc)
+    at = moment(reply.get("timestamp")) or datetime.now(UTC)
     return {"ticker": symbol, **found, "timestamp": at.isoformat()}
 
 
@@ -155,13 +155,13 @@ def moment(value: object) -> datetime | None:
     except ValueError:
         at = times.parse_iso(value.strip())
     try:
-        return at and at.astimezone(timezone.utc)
+        return at and at.astimezone(UTC)
     except OverflowError:  # the first or last day there is, elsewhere
         return None
 
 
 def _utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat()
+    return datetime.now(UTC).isoformat()
 
 
 class _Rounds(Background):
@@ -280,7 +280,7 @@ class StatusRefresher(_Rounds):
     def _refresh(self, symbol: str) -> None:
         reply = self._client.latest(symbol)
         if not self._stopping.is_set():
-            status = {**reply, "timestamp": self._now().astimezone(timezone.utc).isoformat()}
+            status = {**reply, "timestamp": self._now().astimezone(UTC).isoformat()}
             path = self._folder / names.folder_name(f"{symbol.lower()}_gex_status.json")
             # Made anew within a minute, so it need not survive a power cut.
             atomic.replace(path, json.dumps(status, indent=2).encode(), durable=False)

@@ -14,5 +14,11 @@ from data_pipeline.lake.read import scan_snapshots, scan_strikes
 from data_pipeline.lake.views import view_statements
 
 __all__ = [
-    "LakeDamaged", "LakeNameError", "Partition", "partitions", "scan_snapshots", "scan_strikes", "view_statements",
+    "LakeDamaged",
+    "LakeNameError",
+    "Partition",
+    "partitions",
+    "scan_snapshots",
+    "scan_strikes",
+    "view_statements",
 ]

@@ -12,8 +12,8 @@ import datetime
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Callable
 
 import duckdb
 import pyarrow as pa
@@ -55,8 +55,12 @@ class ArchiveResult:
 
 
 def archive(
-    database: Database, data_dir: pathlib.Path, keep_days: int, wait: float = 60.0,
-    today: datetime.date | None = None, progress: Callable[[str, int, int], None] | None = None,
+    database: Database,
+    data_dir: pathlib.Path,
+    keep_days: int,
+    wait: float = 60.0,
+    today: datetime.date | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> ArchiveResult:
     """Move the UTC days before `today` - `keep_days` from the live tables to the lake.
 
@@ -92,7 +96,8 @@ def _due(con, before: datetime.date, result: ArchiveResult) -> tuple[list[Partit
         f"SELECT ticker, endpoint, timestamp // {layout.DAY} AS day, count(*) FROM"
         " (SELECT ticker, endpoint, timestamp FROM gex_bridge_snapshots"
         " UNION ALL SELECT ticker, endpoint, timestamp FROM gex_bridge_strikes)"
-        " WHERE timestamp >= 0 AND timestamp < ? GROUP BY ALL ORDER BY day, ticker, endpoint", [end],
+        " WHERE timestamp >= 0 AND timestamp < ? GROUP BY ALL ORDER BY day, ticker, endpoint",
+        [end],
     ).fetchall()
     (odd,) = con.execute(
         "SELECT count(*) FROM gex_bridge_snapshots WHERE timestamp < 0 OR timestamp > 100000000000"

@@ -12,9 +12,9 @@ import json
 import pathlib
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,8 +71,12 @@ class ImportResult:
 
 
 def import_file(
-    path: pathlib.Path, ticker: str, endpoint: str, data_dir: pathlib.Path,
-    progress: Callable[[str, int, int], None] | None = None, again: bool = False,
+    path: pathlib.Path,
+    ticker: str,
+    endpoint: str,
+    data_dir: pathlib.Path,
+    progress: Callable[[str, int, int], None] | None = None,
+    again: bool = False,
 ) -> ImportResult:
     """Put the records of a history file into the lake below `data_dir`.
 
@@ -176,8 +180,12 @@ class _Rows:
     def __init__(self, scratch: pathlib.Path, result: ImportResult):
         now = datetime.datetime.now(layout.UTC).strftime("%Y-%m-%d %H:%M:%S")
         self._same = {
-            "ticker": result.ticker, "endpoint": result.endpoint, "payload_kind": "snapshot", "received_at": None,
-            "max_change_json": "{}", "updated_at": now,
+            "ticker": result.ticker,
+            "endpoint": result.endpoint,
+            "payload_kind": "snapshot",
+            "received_at": None,
+            "max_change_json": "{}",
+            "updated_at": now,
         }
         self._files = {kind: _Aside(scratch / f"{kind}.arrow") for kind in layout.KINDS}
         self._records, self._counts = [], []

@@ -16,7 +16,8 @@ import json
 import pathlib
 import re
 import zlib
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 ARRAY, LINES, SLOW = "array", "lines", "slow"
 

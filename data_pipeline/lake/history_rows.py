@@ -55,7 +55,7 @@ _MACROS = (
 
 _RECORDS = f"""
     SELECT n, is_json, x IS NOT NULL AS is_object, x.timestamp AS given, seconds(x.timestamp) AS timestamp,
-        {', '.join(f"coalesce({', '.join(f'finite(x.{n})' for n in names)}) AS {c}" for c, names in NAMES.items())},
+        {", ".join(f"coalesce({', '.join(f'finite(x.{n})' for n in names)}) AS {c}" for c, names in NAMES.items())},
         CASE WHEN json_type(x.max_priors) = 'ARRAY' THEN spaced(x.max_priors) ELSE '[]' END AS max_priors_json,
         raw_payload_json
     FROM (SELECT n, json IS NOT NULL AS is_json, json_transform(rest, '{_FIELDS}') AS x,
@@ -64,7 +64,7 @@ _RECORDS = f"""
 
 _STRIKES = f"""
     SELECT n, timestamp, strike, gamma_now, vanna,
-        {', '.join(f'finite(past[{i + 1}]) AS gamma_{m}m' for i, m in enumerate((1, 5, 10, 15, 30)))},
+        {", ".join(f"finite(past[{i + 1}]) AS gamma_{m}m" for i, m in enumerate((1, 5, 10, 15, 30)))},
         CASE WHEN len(past) > 0 THEN spaced(past_json) END AS history_json
     FROM (
         SELECT n, timestamp, finite(TRY_CAST(entry[1] AS DOUBLE)) AS strike,
@@ -86,8 +86,11 @@ class Parser:
 
     def __init__(self, memory_limit: str):
         self._settings = {
-            "threads": "1", "memory_limit": memory_limit, "temp_directory": "",
-            "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+            "threads": "1",
+            "memory_limit": memory_limit,
+            "temp_directory": "",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
         }
         self._own = threading.local()
 

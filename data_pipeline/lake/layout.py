@@ -7,7 +7,8 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from data_pipeline.files.atomic import fsync_folder, make_folder
@@ -26,7 +27,7 @@ FILES = "/ticker=*/endpoint=*/date=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/" 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 DAY = 86400
-UTC = datetime.timezone.utc
+UTC = datetime.UTC
 
 
 class LakeNameError(ValueError):

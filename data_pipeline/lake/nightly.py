@@ -23,8 +23,15 @@ class NightlyArchive(Background):
     def __init__(self, data_dir, keep_days: int, now=datetime.now):
         super().__init__("NightlyArchive")
         self._command = [
-            sys.executable, "-m", "data_pipeline", "archive", "--keep-days", str(keep_days), "--json",
-            "--data-dir", str(data_dir),
+            sys.executable,
+            "-m",
+            "data_pipeline",
+            "archive",
+            "--keep-days",
+            str(keep_days),
+            "--json",
+            "--data-dir",
+            str(data_dir),
         ]
         self._now = now
         self._lock = threading.Lock()  # guards `_child`

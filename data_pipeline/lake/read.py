@@ -121,7 +121,8 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
                 part = part.filter(pl.col("timestamp") < wanted.end)
             if keys is not None:
                 same = keys.filter(
-                    pl.col("ticker") == partition.ticker, pl.col("endpoint") == partition.endpoint,
+                    pl.col("ticker") == partition.ticker,
+                    pl.col("endpoint") == partition.endpoint,
                     pl.col("timestamp").is_between(first, end, closed="left"),
                 )
                 if same.height:

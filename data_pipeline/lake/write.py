@@ -3,8 +3,9 @@
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +38,10 @@ def arrow_schema(kind: str) -> pa.Schema:
 
 
 def merge(
-    root: pathlib.Path, partition: Partition, times: pa.Table, fresh: Callable[[str, int, int], pa.Table],
+    root: pathlib.Path,
+    partition: Partition,
+    times: pa.Table,
+    fresh: Callable[[str, int, int], pa.Table],
     progress: Callable[[int], None] | None = None,
 ) -> Written:
     """Put rows of one partition into the lake; rows of the same key that are there give way to them.
@@ -121,7 +125,10 @@ def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress) 
     rows = 0
     with (
         pq.ParquetWriter(
-            path, made, compression="zstd", use_dictionary=[n for n in made.names if n not in plain],
+            path,
+            made,
+            compression="zstd",
+            use_dictionary=[n for n in made.names if n not in plain],
             sorting_columns=[pq.SortingColumn(made.names.index(c)) for c in SORTED_BY[kind]],
         ) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="lake-read") as ahead,

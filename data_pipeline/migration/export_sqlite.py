@@ -28,8 +28,14 @@ _INDENT = {"universal_webhooks": 28, "option_trades_events": 36}
 
 # In the order in which the original makes them.
 _ORDER = (
-    "gex_bridge_snapshots", "gex_bridge_strikes", "idx_bridge_strikes_ts", "idx_bridge_snapshots_ts",
-    "gex_history_queue", "idx_history_queue_status", "universal_webhooks", "option_trades_events",
+    "gex_bridge_snapshots",
+    "gex_bridge_strikes",
+    "idx_bridge_strikes_ts",
+    "idx_bridge_snapshots_ts",
+    "gex_history_queue",
+    "idx_history_queue_status",
+    "universal_webhooks",
+    "option_trades_events",
 )
 
 

@@ -376,8 +376,13 @@ class Migration:
             _write_table(self.folder / f"{table}.{number}.mine", outcome.mine)
             _write_table(self.folder / f"{table}.{number}.replaced", outcome.replaced)
         counts = {
-            "new": outcome.new, "same": outcome.same, "lost": len(outcome.lost), "replaced": len(outcome.replaced),
-            "gave_way": asdict(outcome.gave_way), "moved": asdict(outcome.found), "report_lines": self.report.lines,
+            "new": outcome.new,
+            "same": outcome.same,
+            "lost": len(outcome.lost),
+            "replaced": len(outcome.replaced),
+            "gave_way": asdict(outcome.gave_way),
+            "moved": asdict(outcome.found),
+            "report_lines": self.report.lines,
         }
         atomic.replace(self.folder / f"{table}.{number}.json", json.dumps(counts).encode(), durable=False)
 

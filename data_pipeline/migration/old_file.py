@@ -172,9 +172,10 @@ class Legacy:
         sql = f"SELECT {', '.join(first)} UNION ALL {rows}"
         for number, batch in enumerate(self._batches(sql, PAYLOADS_AT_ONCE)):
             for row in (batch if number else batch.slice(1)).to_pylist():
-                yield row["n"], {
-                    name: _value(row[f"t{i}"], row[f"b{i}"], row[f"r{i}"]) for i, name in enumerate(sources)
-                }
+                yield (
+                    row["n"],
+                    {name: _value(row[f"t{i}"], row[f"b{i}"], row[f"r{i}"]) for i, name in enumerate(sources)},
+                )
 
     def _expression(self, table: str, column: str) -> str:
         """SQL for our column in a row `t` of the file."""

@@ -186,8 +186,12 @@ def _gex(head: dict, rest: bytes) -> Gex:
         parts[kind] = Part(rest[at : at + length], key)
         at += length
     state = TickerSnapshot(
-        head["ticker"], **parts, updated_at=head["updated_at"], received_at=head["received_at"],
-        last_endpoint=head["last_endpoint"], last_payload_kind=head["kind"],
+        head["ticker"],
+        **parts,
+        updated_at=head["updated_at"],
+        received_at=head["received_at"],
+        last_endpoint=head["last_endpoint"],
+        last_payload_kind=head["kind"],
     )
     webhook = tuple(head["webhook"]) if head["webhook"] else None
     return Gex(head["at"], head["endpoint"], state, webhook)

@@ -6,8 +6,18 @@ KINDS = ("majors", "maxchange", "snapshot")
 
 # Keys of the combined view, in order; all start null.
 COMBINED = (
-    "spot", "zero_gamma", "net_gex_vol", "net_gex_oi", "major_pos_vol", "major_neg_vol", "major_pos_oi",
-    "major_neg_oi", "timestamp", "delta_risk_reversal", "strikes", "max_priors",
+    "spot",
+    "zero_gamma",
+    "net_gex_vol",
+    "net_gex_oi",
+    "major_pos_vol",
+    "major_neg_vol",
+    "major_pos_oi",
+    "major_neg_oi",
+    "timestamp",
+    "delta_risk_reversal",
+    "strikes",
+    "max_priors",
 )
 
 # (key of a payload, key of the view), applied in this order: a later alias wins.
@@ -107,9 +117,12 @@ class TickerSnapshot:
         if any(value is not None and not isinstance(value, dict) for value in data.values()):
             raise ValueError(f"a payload of {ticker!r} is not an object")
         metadata = document.get("metadata", {})
-        return cls(ticker, **data, updated_at=document.get("updated_at"), **{
-            key: metadata.get(key) for key in ("received_at", "last_endpoint", "last_payload_kind")
-        })
+        return cls(
+            ticker,
+            **data,
+            updated_at=document.get("updated_at"),
+            **{key: metadata.get(key) for key in ("received_at", "last_endpoint", "last_payload_kind")},
+        )
 
 
 def _apply(view: dict, data: dict) -> None:

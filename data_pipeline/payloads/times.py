@@ -2,7 +2,7 @@
 
 import datetime
 
-UTC = datetime.timezone.utc
+UTC = datetime.UTC
 
 # Numbers above this are milliseconds where a date is made of them; in seconds
 # it would be the year 5138.

@@ -46,7 +46,14 @@ SETTINGS = (
 
 # What DuckDB says of a file that is broken, and not only out of reach.
 LOG_DAMAGE = ("Corrupt WAL file", "WAL does not match database file")  # of the write-ahead log alone
-DAMAGE = ("not a valid DuckDB database", "orrupt", "hecksum", "Serialization Error", "Could not read enough bytes", *LOG_DAMAGE)
+DAMAGE = (
+    "not a valid DuckDB database",
+    "orrupt",
+    "hecksum",
+    "Serialization Error",
+    "Could not read enough bytes",
+    *LOG_DAMAGE,
+)
 # Only while the file is opened: later a payload may be the reason, and the next file would fare no better.
 DAMAGE_AT_OPENING = (*DAMAGE, "INTERNAL Error")
 

@@ -106,8 +106,12 @@ class Journal:
         self.durable = max(end, noted_position(self.folder, self.id))
         self.opened_at = self.durable
         if self.durable > end:
-            log.error("the journal ends at record %d, tables and files have had record %d: its end is lost; what they have"
-                      " stays, new records go on behind", end, self.durable)
+            log.error(
+                "the journal ends at record %d, tables and files have had record %d: its end is lost; what they have"
+                " stays, new records go on behind",
+                end,
+                self.durable,
+            )
         self._next = self.durable + 1
         if segments.list_segments(self.folder) and not read_any_header(self.folder):
             self._write_id()
@@ -319,7 +323,9 @@ def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
     header = read_any_header(folder)
     if header is None:
         journal = noted_journal(folder)
-        log.error("no header of the journal in %s is readable; it goes on under %s id", folder, "its" if journal else "a new")
+        log.error(
+            "no header of the journal in %s is readable; it goes on under %s id", folder, "its" if journal else "a new"
+        )
         header = segments.SegmentHeader(journal or uuid.uuid4().hex, 1, 0)
     last, unknown = segments.first_number(found[-1]) - 1, 0
     reader = segments.Reader(folder, last)
@@ -343,7 +349,11 @@ def _notes(folder: pathlib.Path) -> list[dict]:
     for name in NOTES:
         with contextlib.suppress(OSError, ValueError):  # whose notes they are, they look after them
             note = json.loads((folder / name).read_bytes())
-            if isinstance(note, dict) and isinstance(note.get("journal"), str) and isinstance(note.get("position"), int):
+            if (
+                isinstance(note, dict)
+                and isinstance(note.get("journal"), str)
+                and isinstance(note.get("position"), int)
+            ):
                 found.append(note)
     return found
 

@@ -40,8 +40,14 @@ MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
 # What DuckDB and Arrow raise where it is the record's fault, and not the disk's or the file's.
 UNLOADABLE = (
-    duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError, duckdb.InvalidInputException, pyarrow.ArrowException,
-    ValueError, TypeError, OverflowError,
+    duckdb.DataError,
+    duckdb.IntegrityError,
+    duckdb.NotSupportedError,
+    duckdb.InvalidInputException,
+    pyarrow.ArrowException,
+    ValueError,
+    TypeError,
+    OverflowError,
 )
 
 
@@ -63,8 +69,14 @@ class Loader(Background):
     """
 
     def __init__(
-        self, database: Database, source, journal: str, interval: float, views=tuple,
-        note: pathlib.Path | None = None, end: int = 0,
+        self,
+        database: Database,
+        source,
+        journal: str,
+        interval: float,
+        views=tuple,
+        note: pathlib.Path | None = None,
+        end: int = 0,
     ):
         super().__init__("Loader")
         self.database = database
@@ -90,9 +102,15 @@ class Loader(Background):
 
     def stats(self) -> dict:
         return {
-            "position": self.loaded, "sessions": self.sessions, "failed_sessions": self.failed,
-            "records": self.records, "last_link": self.last_link, "busy_retries": self.busy,
-            "set_aside": self.set_aside, "last_session_seconds": self.last_session, "trouble": self.trouble,
+            "position": self.loaded,
+            "sessions": self.sessions,
+            "failed_sessions": self.failed,
+            "records": self.records,
+            "last_link": self.last_link,
+            "busy_retries": self.busy,
+            "set_aside": self.set_aside,
+            "last_session_seconds": self.last_session,
+            "trouble": self.trouble,
             "queue": self.queue,
         }
 
@@ -154,8 +172,11 @@ class Loader(Background):
         found = position(con, self.journal)
         if found > self.source.durable:
             # An older copy of the journal; what came since it was opened is new, and has numbers that were used before.
-            log.error("the tables have record %d, and the journal ended at %d when it was opened; they go on behind that",
-                      found, self.end)
+            log.error(
+                "the tables have record %d, and the journal ended at %d when it was opened; they go on behind that",
+                found,
+                self.end,
+            )
             found = self.end
             note_position(con, self.journal, found)
         return found
@@ -260,8 +281,11 @@ class Loader(Background):
         if time.monotonic() - self._said >= MESSAGE_PAUSE:
             self._said = time.monotonic()
             unforeseen = not isinstance(problem, (DatabaseBusy, DatabaseChanged, duckdb.Error, OSError))
-            log.warning("the database cannot be written now, records wait in the journal: %s", ascii(self.trouble),
-                        exc_info=unforeseen)
+            log.warning(
+                "the database cannot be written now, records wait in the journal: %s",
+                ascii(self.trouble),
+                exc_info=unforeseen,
+            )
 
     def _move_aside(self, damage: DatabaseDamaged) -> bool:
         try:
@@ -270,6 +294,10 @@ class Loader(Background):
             self.trouble += f"; it cannot be moved aside: {problem}"
             return False
         what = "database's write-ahead log" if aside.suffix == ".wal" else "database"
-        log.error("the %s is damaged and now lies at %s; the journal is loaded again as far as it goes: %s", what, aside,
-                  ascii(self.trouble))
+        log.error(
+            "the %s is damaged and now lies at %s; the journal is loaded again as far as it goes: %s",
+            what,
+            aside,
+            ascii(self.trouble),
+        )
         return True

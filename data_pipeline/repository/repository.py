@@ -19,8 +19,6 @@ from data_pipeline.repository.writer_process import WriterProcess
 log = logging.getLogger("webhook")
 
 
-
-
 class Repository:
     """The journal, and the writer process behind it."""
 
@@ -82,8 +80,11 @@ class Repository:
         """Counts of the journal and of everything in the writer; see README, `/status`."""
         sizes = list(map(_size, segments.list_segments(self.folder)))
         journal = {
-            "position": self.journal.durable, "failed": self.journal.failures, "healthy": self.journal.healthy,
-            "segments": len(sizes), "bytes": sum(sizes),
+            "position": self.journal.durable,
+            "failed": self.journal.failures,
+            "healthy": self.journal.healthy,
+            "segments": len(sizes),
+            "bytes": sum(sizes),
         }
         return {"journal": journal, **self.writer.stats()}
 
@@ -97,5 +98,3 @@ def _size(path: pathlib.Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:  # the writer has let go of it
         return 0
-
-

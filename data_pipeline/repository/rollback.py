@@ -79,7 +79,9 @@ def undo(path: pathlib.Path) -> bool:
             changed = _put_back(file.fileno(), raw)
         drop(path)
     if changed:
-        log.warning("a checkpoint of %s was cut off; the file is as it was before, and the checkpoint is made again", path)
+        log.warning(
+            "a checkpoint of %s was cut off; the file is as it was before, and the checkpoint is made again", path
+        )
     return changed
 
 
@@ -100,7 +102,11 @@ def _is_whole(raw: bytes) -> bool:
     if len(raw) < _START.size + HEADERS:
         return False
     magic, crc, size = _START.unpack_from(raw)
-    return magic == MAGIC and zlib.crc32(raw[12:]) == crc and (len(raw) - _START.size - HEADERS) % (_NUMBER.size + size) == 0
+    return (
+        magic == MAGIC
+        and zlib.crc32(raw[12:]) == crc
+        and (len(raw) - _START.size - HEADERS) % (_NUMBER.size + size) == 0
+    )
 
 
 def _descriptor(path: pathlib.Path) -> int:

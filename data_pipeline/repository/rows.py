@@ -11,8 +11,15 @@ from data_pipeline.payloads.values import json_text, number, text
 from data_pipeline.repository import schema
 
 SNAPSHOT_NUMBERS = (
-    "spot", "zero_gamma", "net_gex_vol", "net_gex_oi", "major_pos_vol", "major_neg_vol", "major_pos_oi",
-    "major_neg_oi", "delta_risk_reversal",
+    "spot",
+    "zero_gamma",
+    "net_gex_vol",
+    "net_gex_oi",
+    "major_pos_vol",
+    "major_neg_vol",
+    "major_pos_oi",
+    "major_neg_oi",
+    "delta_risk_reversal",
 )
 _PLAIN = {int, float}
 _INNERMOST = re.compile(r"\[[^\[\]]*\]")  # in the text of uniform strikes: their histories
@@ -84,9 +91,9 @@ class Rows:
             self._add_gex(record)
         elif isinstance(record, Link):
             at = times.row_time(record.at)
-            self.links.append((
-                record.id, text(record.url), text(record.ticker), text(record.endpoint), "pending", 0, None, at, at
-            ))
+            self.links.append(
+                (record.id, text(record.url), text(record.ticker), text(record.endpoint), "pending", 0, None, at, at)
+            )
         else:
             self._add_webhook(record)
 
@@ -106,11 +113,21 @@ class Rows:
         key = (text(record.ticker), timestamp, text(record.endpoint or state.last_endpoint or "unknown"))
         columns = strikes((state.snapshot or {}).get("strikes"), record.strikes_json)
         max_priors = view["max_priors"]
-        raw = record.data_json if record.data_json.isascii() and not _escapes(record.data_json) else json_text(record.data)
+        raw = (
+            record.data_json
+            if record.data_json.isascii() and not _escapes(record.data_json)
+            else json_text(record.data)
+        )
         self.snapshots[key] = (
-            *key, record.kind, text(state.received_at), *(number(view[name]) for name in SNAPSHOT_NUMBERS),
-            len(columns[0]), json_text(view["max_change"]), "[]" if max_priors is None else json_text(max_priors),
-            raw, text(state.updated_at),
+            *key,
+            record.kind,
+            text(state.received_at),
+            *(number(view[name]) for name in SNAPSHOT_NUMBERS),
+            len(columns[0]),
+            json_text(view["max_change"]),
+            "[]" if max_priors is None else json_text(max_priors),
+            raw,
+            text(state.updated_at),
         )
         if columns[0]:
             self.strikes[key] = columns

@@ -68,7 +68,9 @@ def _insert_links(con, links: list[tuple]) -> None:
     Where a row that was put there by hand has it, that row moves to a new id.
     """
     columns = list(zip(*links))
-    taken = con.execute("SELECT id FROM gex_history_queue WHERE id IN (SELECT unnest(?))", [list(columns[0])]).fetchall()
+    taken = con.execute(
+        "SELECT id FROM gex_history_queue WHERE id IN (SELECT unnest(?))", [list(columns[0])]
+    ).fetchall()
     highest = max(database.last_id(con, "gex_history_queue"), *columns[0])
     for (id_,) in taken:
         highest += 1

@@ -18,6 +18,7 @@ TELL_INTERVAL = 0.02  # s, between two words to the writer
 RESTART_PAUSES = (0.1, 1.0, 5.0, 15.0)  # s, before the writer is started again
 STEADY = 60.0  # s that a writer must have lived for the pauses to begin anew
 
+
 class WriterProcess:
     """The writer as the server sees it: started, told how far the journal is durable, watched, stopped.
 
@@ -66,7 +67,9 @@ class WriterProcess:
         try:
             code = process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.warning("the writer did not finish in time; the rest stays in the journal and is done at the next start")
+            log.warning(
+                "the writer did not finish in time; the rest stays in the journal and is done at the next start"
+            )
             process.kill()
             process.wait()
             code = None
@@ -94,7 +97,9 @@ class WriterProcess:
         """The highest id of the history queue in the database; for a journal that begins beside an older file."""
         answer = subprocess.run([*self._command(), "--last-link"], env=self._environment(), stdout=subprocess.PIPE)
         if answer.returncode != 0:
-            raise OSError(f"{self.settings.database} cannot be read; close the program that has it open and start again")
+            raise OSError(
+                f"{self.settings.database} cannot be read; close the program that has it open and start again"
+            )
         return int(answer.stdout)
 
     def _command(self) -> list[str]:
@@ -112,8 +117,12 @@ class WriterProcess:
         ends = ["--end", str(journal.opened_at), "--durable", str(journal.durable)]
         # Its own session: a Ctrl-C is for the server, which then lets it finish.
         self._process = subprocess.Popen(
-            [*self._command(), "--journal", journal.id, *ends], env=self._environment(), start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            [*self._command(), "--journal", journal.id, *ends],
+            env=self._environment(),
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         # A writer that hangs must not make the server hang with it.
         os.set_blocking(self._process.stdin.fileno(), False)

@@ -49,8 +49,10 @@ def main() -> None:
     for kind, done in runs.items():
         latencies = [latency for run in done for latency in run.latencies]
         rate = len(latencies) / sum(run.seconds for run in done)
-        print(f"{kind:<16}{rate:>12.0f}{percentile(latencies, 0.5):>9.1f}{percentile(latencies, 0.99):>9.1f}"
-              f"{1e3 * max(latencies):>9.1f}{sum(run.failed for run in done):>8}")
+        print(
+            f"{kind:<16}{rate:>12.0f}{percentile(latencies, 0.5):>9.1f}{percentile(latencies, 0.99):>9.1f}"
+            f"{1e3 * max(latencies):>9.1f}{sum(run.failed for run in done):>8}"
+        )
 
 
 def discord(url: str) -> dict[str, str]:

@@ -69,14 +69,31 @@ def gex_checks(path: pathlib.Path) -> list[tuple[str, str, str, bool]]:
         for _ in range(3):
             alone += Run(bridge.port, 4, 400, pause=0.04).latencies
             child = subprocess.Popen(
-                [sys.executable, "-m", "data_pipeline", "import", str(path), "--ticker", "SPX", "--endpoint", "gex_zero",
-                 "--again", "--json", "--background", "--data-dir", str(bridge.data_dir)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                [
+                    sys.executable,
+                    "-m",
+                    "data_pipeline",
+                    "import",
+                    str(path),
+                    "--ticker",
+                    "SPX",
+                    "--endpoint",
+                    "gex_zero",
+                    "--again",
+                    "--json",
+                    "--background",
+                    "--data-dir",
+                    str(bridge.data_dir),
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             while child.poll() is None:
                 beside += Run(bridge.port, 4, 40, pause=0.04).latencies
     before, during = percentile(alone, 0.99), percentile(beside, 0.99)
-    print(f"P99 of /gex                {before:.1f} ms ({len(alone)} posts), {during:.1f} ms while importing ({len(beside)})")
+    print(
+        f"P99 of /gex                {before:.1f} ms ({len(alone)} posts), {during:.1f} ms while importing ({len(beside)})"
+    )
     return [("times P99 of /gex alone", f"{during / before:.2f}", "at most 3", during <= 3 * before)]
 
 

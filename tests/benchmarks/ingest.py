@@ -31,8 +31,10 @@ class Rival:
 
     def __init__(self, *arguments: str):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.rivals", *arguments], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, "-m", "tests.benchmarks.rivals", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.port = int(self.process.stdout.readline())
 
@@ -49,11 +51,27 @@ def bodies(count: int) -> list[bytes]:
     made = []
     for number in range(count):
         strikes = [[5000 + 5 * k, value(), value(), [value() for _ in range(5)]] for k in range(STRIKES)]
-        data = {"timestamp": "TIMESTAMP", "ticker": "SPX", "min_dte": 0, "sec_min_dte": 1, "spot": 5300 + value() / 1e4,
-                "zero_gamma": 5310.5, "major_pos_vol": 5325, "major_neg_vol": 5275, "sum_gex_vol": value(),
-                "sum_gex_oi": value(), "strikes": strikes, "max_priors": [[5300, value()] for _ in range(6)]}
-        payload = {"ticker": f"T{number % 6}", "kind": "snapshot", "endpoint": "gex_zero", "data": data,
-                   "received_at": "2025-11-09T15:00:00.000Z"}
+        data = {
+            "timestamp": "TIMESTAMP",
+            "ticker": "SPX",
+            "min_dte": 0,
+            "sec_min_dte": 1,
+            "spot": 5300 + value() / 1e4,
+            "zero_gamma": 5310.5,
+            "major_pos_vol": 5325,
+            "major_neg_vol": 5275,
+            "sum_gex_vol": value(),
+            "sum_gex_oi": value(),
+            "strikes": strikes,
+            "max_priors": [[5300, value()] for _ in range(6)],
+        }
+        payload = {
+            "ticker": f"T{number % 6}",
+            "kind": "snapshot",
+            "endpoint": "gex_zero",
+            "data": data,
+            "received_at": "2025-11-09T15:00:00.000Z",
+        }
         made.append(json.dumps(payload).encode().replace(b'"TIMESTAMP"', b"TIMESTAMP"))
     return made
 
@@ -87,7 +105,9 @@ class Run:
                 Run.serial += 1
                 serial = Run.serial
             body = self.made[serial % len(self.made)].replace(b"TIMESTAMP", b"%d" % serial, 1)
-            head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            head = (
+                b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            )
             began = time.perf_counter()
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -109,7 +129,9 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def throughput(requests: int, rounds: int, folder: pathlib.Path) -> None:
-    print(f"{'server':<28}{'clients':>8}{'requests/s':>12}{'ratio':>8}{'P50 ms':>9}{'P99 ms':>9}{'max ms':>9}{'failed':>8}")
+    print(
+        f"{'server':<28}{'clients':>8}{'requests/s':>12}{'ratio':>8}{'P50 ms':>9}{'P99 ms':>9}{'max ms':>9}{'failed':>8}"
+    )
     for clients in CLIENTS:
         bare, sqlite = Rival("bare"), Rival("sqlite", str(folder / f"sqlite-{clients}"))
         servers = {"bare (stores nothing)": bare, "bridge": None, "original's way (SQLite)": sqlite}
@@ -125,7 +147,9 @@ def throughput(requests: int, rounds: int, folder: pathlib.Path) -> None:
                         bridge.process.kill()
                     time.sleep(0.5)
                 else:
-                    runs[name].append(Run(server.port, clients, requests if name.startswith("bare") else requests // 10))
+                    runs[name].append(
+                        Run(server.port, clients, requests if name.startswith("bare") else requests // 10)
+                    )
         bare.stop()
         sqlite.stop()
         base = None
@@ -133,8 +157,10 @@ def throughput(requests: int, rounds: int, folder: pathlib.Path) -> None:
             latencies = [latency for run in done for latency in run.latencies]
             rate = len(latencies) / sum(run.seconds for run in done)
             base = base or rate
-            print(f"{name:<28}{clients:>8}{rate:>12.0f}{rate / base:>8.2f}{percentile(latencies, 0.5):>9.1f}"
-                  f"{percentile(latencies, 0.99):>9.1f}{1e3 * max(latencies):>9.1f}{sum(run.failed for run in done):>8}")
+            print(
+                f"{name:<28}{clients:>8}{rate:>12.0f}{rate / base:>8.2f}{percentile(latencies, 0.5):>9.1f}"
+                f"{percentile(latencies, 0.99):>9.1f}{1e3 * max(latencies):>9.1f}{sum(run.failed for run in done):>8}"
+            )
 
 
 def sustained(requests: int, folder: pathlib.Path) -> None:
@@ -146,8 +172,10 @@ def sustained(requests: int, folder: pathlib.Path) -> None:
         while read(bridge.database, "SELECT count(*) FROM gex_bridge_snapshots")[0][0] < count:
             time.sleep(0.2)
         seconds = time.perf_counter() - began
-    print(f"\nsustained: {count} snapshots acknowledged in {posted:.1f} s, all rows visible in the database "
-          f"{seconds - posted:.1f} s later: {count / seconds:.0f} snapshots/s from first post to last row")
+    print(
+        f"\nsustained: {count} snapshots acknowledged in {posted:.1f} s, all rows visible in the database "
+        f"{seconds - posted:.1f} s later: {count / seconds:.0f} snapshots/s from first post to last row"
+    )
 
 
 def availability(seconds: int, folder: pathlib.Path) -> None:

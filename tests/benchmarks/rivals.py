@@ -63,18 +63,27 @@ class Sqlite(Bare):
         con = sqlite3.connect(self.root / "gex_history.db")
         key = (gex.ticker, gex.data["timestamp"], gex.endpoint)
         with con:
-            con.execute("CREATE TABLE IF NOT EXISTS snapshots (ticker TEXT, timestamp INTEGER, endpoint TEXT, spot REAL,"
-                        " raw TEXT, PRIMARY KEY (ticker, timestamp, endpoint))")
-            con.execute("CREATE TABLE IF NOT EXISTS strikes (ticker TEXT, timestamp INTEGER, endpoint TEXT, strike REAL,"
-                        " gamma REAL, vanna REAL, m1 REAL, m5 REAL, m10 REAL, m15 REAL, m30 REAL, history TEXT,"
-                        " PRIMARY KEY (ticker, timestamp, endpoint, strike))")
-            con.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)",
-                        (*key, gex.data["spot"], json.dumps(gex.data, ensure_ascii=False)))
+            con.execute(
+                "CREATE TABLE IF NOT EXISTS snapshots (ticker TEXT, timestamp INTEGER, endpoint TEXT, spot REAL,"
+                " raw TEXT, PRIMARY KEY (ticker, timestamp, endpoint))"
+            )
+            con.execute(
+                "CREATE TABLE IF NOT EXISTS strikes (ticker TEXT, timestamp INTEGER, endpoint TEXT, strike REAL,"
+                " gamma REAL, vanna REAL, m1 REAL, m5 REAL, m10 REAL, m15 REAL, m30 REAL, history TEXT,"
+                " PRIMARY KEY (ticker, timestamp, endpoint, strike))"
+            )
+            con.execute(
+                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)",
+                (*key, gex.data["spot"], json.dumps(gex.data, ensure_ascii=False)),
+            )
             con.execute("DELETE FROM strikes WHERE ticker = ? AND timestamp = ? AND endpoint = ?", key)
-            con.executemany("INSERT INTO strikes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
-                (*key, strike, gamma, vanna, *history, json.dumps(history))
-                for strike, gamma, vanna, history in gex.data["strikes"]
-            ])
+            con.executemany(
+                "INSERT INTO strikes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, strike, gamma, vanna, *history, json.dumps(history))
+                    for strike, gamma, vanna, history in gex.data["strikes"]
+                ],
+            )
         con.close()
 
 

@@ -20,7 +20,8 @@ def session():
     from pyspark.sql import SparkSession
 
     return (
-        SparkSession.builder.master("local[*]").appName("gex-lake")
+        SparkSession.builder.master("local[*]")
+        .appName("gex-lake")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.sources.partitionColumnTypeInference.enabled", "false")
         .config("spark.ui.enabled", "false")

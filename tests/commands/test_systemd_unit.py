@@ -12,7 +12,7 @@ from data_pipeline.commands import systemd_unit
 installed = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 
 
-@pytest.fixture(params=["plain", "blank and 100% \"odd\" $HOME \\ é"])
+@pytest.fixture(params=["plain", 'blank and 100% "odd" $HOME \\ é'])
 def settings(request, tmp_path):
     root = tmp_path / request.param
     (root / "data").mkdir(parents=True)

@@ -341,7 +341,7 @@ def test_a_file_a_day(persistor, tmp_path):
     for day in (9, 10):
         for hour in (0, 23):
             feeder_number += 1
-            at = datetime.datetime(2025, 11, day, hour, tzinfo=datetime.timezone.utc)
+            at = datetime.datetime(2025, 11, day, hour, tzinfo=datetime.UTC)
             assert persistor.enqueue(depth_event(feeder_number, record({"timestamp": at.timestamp()})))
     persistor.start()
     assert persistor.stop(PATIENCE)

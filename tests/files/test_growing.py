@@ -104,9 +104,7 @@ def memory(tmp_path):
 
 
 def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(memory):
-    script = (
-        f"import pathlib; from tests.files.test_growing import die_everywhere; die_everywhere(pathlib.Path({str(memory)!r}))"
-    )
+    script = f"import pathlib; from tests.files.test_growing import die_everywhere; die_everywhere(pathlib.Path({str(memory)!r}))"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE)
     roots = sorted(memory.iterdir())
     assert len(roots) > 60
@@ -170,7 +168,9 @@ def test_lines_whose_folder_cannot_be_made_durable_come_again_and_are_there_once
     assert (tmp_path / "a.jsonl").read_bytes() == b"0\n1\n"
 
 
-def test_a_file_out_of_reach_at_the_start_leaves_the_others_and_is_cut_back_when_it_can_be(tmp_path, monkeypatch, caplog):
+def test_a_file_out_of_reach_at_the_start_leaves_the_others_and_is_cut_back_when_it_can_be(
+    tmp_path, monkeypatch, caplog
+):
     files = opened(tmp_path)
     files.append({"a.jsonl": b"0\n", "b.jsonl": b"0\n"})
     files.advance(1)

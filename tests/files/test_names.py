@@ -17,8 +17,18 @@ def test_ordinary_tickers_are_their_own_folder(text):
 @pytest.mark.parametrize(
     "text, name",
     [
-        ("..", "%2E%2E"), (".", "%2E"), ("A/B", "A%2FB"), ("A\\B", "A%5CB"), ("A B", "A%20B"), ("A%2FB", "A%252FB"),
-        ("Ü", "%C3%9C"), ("\ud800", "%ED%A0%80"), ("\0", "%00"), ("a=b", "a%3Db"), ("~", "%7E"), ("", "%"),
+        ("..", "%2E%2E"),
+        (".", "%2E"),
+        ("A/B", "A%2FB"),
+        ("A\\B", "A%5CB"),
+        ("A B", "A%20B"),
+        ("A%2FB", "A%252FB"),
+        ("Ü", "%C3%9C"),
+        ("\ud800", "%ED%A0%80"),
+        ("\0", "%00"),
+        ("a=b", "a%3Db"),
+        ("~", "%7E"),
+        ("", "%"),
     ],
 )
 def test_anything_else_is_percent_encoded(text, name):

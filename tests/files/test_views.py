@@ -46,7 +46,10 @@ def test_latest_json_is_all_tickers_as_json_dumps_makes_them(tickers):
 
 
 any_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
     | st.text(st.sampled_from('"\\\\[]{},: \n\x00é\ud800') | st.characters()),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )

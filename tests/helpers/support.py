@@ -128,9 +128,18 @@ class RunningBridge:
             self._from = log.tell()
             self.process = subprocess.Popen(
                 [*self.wrapper, sys.executable, str(ROOT / "run_server.py"), "--port", "0", *self.flags],
-                env={**known, "TZ": "UTC", "DATA_DIR": str(self.data_dir), "DASHBOARD_URL": "http://127.0.0.1:9",
-                     "STOP_TIMEOUT": str(PATIENCE), **self.environment},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                env={
+                    **known,
+                    "TZ": "UTC",
+                    "DATA_DIR": str(self.data_dir),
+                    "DASHBOARD_URL": "http://127.0.0.1:9",
+                    "STOP_TIMEOUT": str(PATIENCE),
+                    **self.environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
             )
         return self
 
@@ -193,9 +202,16 @@ def read(database: pathlib.Path, query: str, *parameters) -> list[tuple]:
 def gex_payload(ticker="SPX", timestamp=1762700000, kind="snapshot", strikes=3, endpoint="gex_zero", **data) -> dict:
     """A payload as the browser sends it."""
     values = {
-        "timestamp": timestamp, "ticker": ticker.upper(), "spot": 5300.25, "zero_gamma": 5310.5,
-        "major_pos_vol": 5325, "major_neg_vol": 5275, "sum_gex_vol": -12.5, "sum_gex_oi": 7.25,
+        "timestamp": timestamp,
+        "ticker": ticker.upper(),
+        "spot": 5300.25,
+        "zero_gamma": 5310.5,
+        "major_pos_vol": 5325,
+        "major_neg_vol": 5275,
+        "sum_gex_vol": -12.5,
+        "sum_gex_oi": 7.25,
         "strikes": [[5300 + 5 * n, 1.5 * n, -2.5 * n, [0.5, 1, 2, 3, n]] for n in range(strikes)],
-        "max_priors": [[5300, 1.5]] * 6, **data,
+        "max_priors": [[5300, 1.5]] * 6,
+        **data,
     }
     return {"ticker": ticker, "kind": kind, "endpoint": endpoint, "received_at": "2025-11-09T15:00:00Z", "data": values}

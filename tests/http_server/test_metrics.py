@@ -10,8 +10,14 @@ STATUS = {
     "requests": {"/gex": {"202": 5, "400": 1}, "/uw": {"200": 2}, "other": {"404": 3}},
     "journal": {"position": 8, "bytes": 4096, "segments": 1, "failed": 0, "healthy": True},
     "loader": {
-        "position": 7, "lag_records": 1, "lag_seconds": 0.25, "sessions": 3, "busy_retries": 0, "set_aside": 0,
-        "last_session_seconds": 0.05, "records": 7,
+        "position": 7,
+        "lag_records": 1,
+        "lag_seconds": 0.25,
+        "sessions": 3,
+        "busy_retries": 0,
+        "set_aside": 0,
+        "last_session_seconds": 0.05,
+        "records": 7,
     },
     "files": {"position": 8, "views_written": 4, "lines_appended": 10},
     "depth": {"enqueued": 5, "written": 4, "dropped": 0, "retried": 0, "dead_lettered": 0, "queue": 1},
@@ -48,7 +54,11 @@ def test_each_number_of_the_status_is_a_metric():
     assert found["gexbridge_build_info", ("2.0.0",)] == 1
     assert found["gexbridge_tickers", ()] == 2
     assert found["gexbridge_last_payload_age_seconds", ()] == 1.5
-    parts = [STATUS[name] for name in STATUS if name not in ("version", "uptime_seconds", "requests", "tickers", "ticker_count")]
+    parts = [
+        STATUS[name]
+        for name in STATUS
+        if name not in ("version", "uptime_seconds", "requests", "tickers", "ticker_count")
+    ]
     numbers = sum(isinstance(v, (int, float)) for part in [*parts, *STATUS["requests"].values()] for v in part.values())
     assert len(found) == numbers + len(["version", "uptime", "tickers", "last payload"])
 

@@ -42,7 +42,10 @@ def refused_start(tmp_path, *flags, **environment) -> tuple[int, str]:
     known = {key: value for key, value in os.environ.items() if key != "DATA_DIR"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_server.py"), *flags],
-        env={**known, "DATA_DIR": str(tmp_path / "data"), **environment}, capture_output=True, text=True, timeout=30,
+        env={**known, "DATA_DIR": str(tmp_path / "data"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     return done.returncode, done.stderr
 
@@ -138,8 +141,9 @@ def test_nothing_heavy_is_imported_before_it_listens():
 def test_at_rest_it_uses_next_to_no_processor_time(tmp_path):
     with RunningBridge(tmp_path / "data") as bridge:
         assert bridge.post("/gex", gex_payload()) == 202
-        children = lambda: subprocess.run(["pgrep", "-P", str(bridge.process.pid)], stdout=subprocess.PIPE,
-                                          text=True).stdout.split()
+        children = lambda: subprocess.run(
+            ["pgrep", "-P", str(bridge.process.pid)], stdout=subprocess.PIPE, text=True
+        ).stdout.split()
         eventually(lambda: bridge.rows("SELECT count(*) FROM gex_bridge_snapshots")[0][0] == 1)
 
         def ticks():
@@ -171,10 +175,15 @@ POISON = [
     pytest.param({"timestamp": 10**400}, id="an integer beyond any float"),
     pytest.param({"timestamp": float("nan"), "spot": float("inf")}, id="NaN and infinity"),
     pytest.param({"timestamp": 5, "spot": {"a": 1}, "zero_gamma": [1], "strikes": {"a": 1}}, id="objects for numbers"),
-    pytest.param({"timestamp": 6, "note": "half \ud800 of a pair", "strikes": [["\udfff", 1], [1, "x"]]}, id="lone surrogates"),
+    pytest.param(
+        {"timestamp": 6, "note": "half \ud800 of a pair", "strikes": [["\udfff", 1], [1, "x"]]}, id="lone surrogates"
+    ),
     pytest.param({"timestamp": 7, "note": "nul \u0000 inside"}, id="a NUL character"),
     pytest.param({"timestamp": True, "spot": False}, id="booleans for numbers"),
-    pytest.param({"timestamp": [], "strikes": [[[]], [None, None], [{}, {}], [1, 2, {}, {}], [1e308, -1e308]]}, id="strikes of nonsense"),
+    pytest.param(
+        {"timestamp": [], "strikes": [[[]], [None, None], [{}, {}], [1, 2, {}, {}], [1e308, -1e308]]},
+        id="strikes of nonsense",
+    ),
     pytest.param({"timestamp": 8, "max_priors": "x" * 100_000, "strikes": "y"}, id="text for lists"),
     pytest.param({"timestamp": "1e999", "spot": "1e999"}, id="numeric text beyond any float"),
     pytest.param({"timestamp": "9999-12-31T23:59:59+14:00"}, id="a date at the end of time"),
@@ -380,7 +389,9 @@ def test_numbers_of_links_go_on_after_a_restart_a_lost_journal_and_a_migration(t
     link = {"url": "https://x/y", "ticker": "SPX", "endpoint": "e"}
 
     def queued(bridge):
-        return json.loads(bridge.send(request("/gex_history_url", json.dumps(link).encode())).partition(b"\r\n\r\n")[2])["id"]
+        return json.loads(
+            bridge.send(request("/gex_history_url", json.dumps(link).encode())).partition(b"\r\n\r\n")[2]
+        )["id"]
 
     bridge = RunningBridge(tmp_path / "data")
     with bridge:

@@ -2,7 +2,7 @@ import json
 import logging
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -76,7 +76,7 @@ def api(request):
 
 
 def is_now(text):
-    return abs(datetime.now(timezone.utc) - datetime.fromisoformat(text)) < timedelta(minutes=5)
+    return abs(datetime.now(UTC) - datetime.fromisoformat(text)) < timedelta(minutes=5)
 
 
 @pytest.fixture

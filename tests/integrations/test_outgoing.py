@@ -127,9 +127,10 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 
 
 def test_a_redirect_to_another_server_does_not_take_the_header_along(session):
-    with Service(script(Answer({}))) as other, Service(
-        script(Answer(b"", 302, {"Location": other.url + "/x"}))
-    ) as first:
+    with (
+        Service(script(Answer({}))) as other,
+        Service(script(Answer(b"", 302, {"Location": other.url + "/x"}))) as first,
+    ):
         assert get(session, first.url).status == 200
     assert "Authorization" in first.requests[0].headers
     assert "Authorization" not in other.requests[0].headers and SECRET not in other.requests[0].path

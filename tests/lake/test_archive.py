@@ -210,8 +210,7 @@ def test_a_damaged_day_stays_and_is_named_while_all_others_move(database, tmp_pa
     late = DAY_START + 86400 * which + 500
     ask(
         database,
-        "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot)"
-        f" VALUES ('SPX', {late}, 'gex_zero', 7)",
+        f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint, spot) VALUES ('SPX', {late}, 'gex_zero', 7)",
     )
     result = archive(database, tmp_path, 0, today=TODAY)
     day_ = f"ticker=SPX/endpoint=gex_zero/date=2025-01-0{2 + which}"

@@ -71,7 +71,7 @@ def test_a_record_becomes_the_row_that_a_post_of_it_would_make(tmp_path):
     imported(tmp_path, json.dumps([chain], separators=(",", ":")), ticker="spx")
     (row,) = rows(scan_snapshots, tmp_path)
     updated = datetime.datetime.fromisoformat(row.pop("updated_at"))
-    assert abs((datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None) - updated).total_seconds()) < 3600
+    assert abs((datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - updated).total_seconds()) < 3600
     raw = json.loads(row.pop("raw_payload_json"))
     assert raw == {k: v for k, v in chain.items() if k not in ("strikes", "max_priors")}
     assert row == {
@@ -92,7 +92,7 @@ def test_a_record_becomes_the_row_that_a_post_of_it_would_make(tmp_path):
         "strikes_count": 3,
         "max_change_json": "{}",
         "max_priors_json": json.dumps(chain["max_priors"]),
-        "ts": datetime.datetime(2025, 1, 2, 14, 30, tzinfo=datetime.timezone.utc),
+        "ts": datetime.datetime(2025, 1, 2, 14, 30, tzinfo=datetime.UTC),
     }
     assert [r["history_json"] for r in rows(scan_strikes, tmp_path)] == [json.dumps(s[3]) for s in chain["strikes"]]
 

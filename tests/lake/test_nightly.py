@@ -36,7 +36,9 @@ def test_a_run_that_cannot_be_started_is_tried_again_next_night(tmp_path, caplog
     nightly._command = [command[0], "-c", "print(1)"]
     eventually(lambda: nightly.stats()["done"])
     assert nightly.stop(10)
-    assert f"cannot be started, and is tried again next night: {os.strerror(13)}" in caplog.text.replace("[Errno 13] ", "")
+    assert f"cannot be started, and is tried again next night: {os.strerror(13)}" in caplog.text.replace(
+        "[Errno 13] ", ""
+    )
 
 
 def test_the_night_is_the_next_one(tmp_path):

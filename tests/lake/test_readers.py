@@ -21,7 +21,7 @@ from data_pipeline.repository import schema
 from data_pipeline.repository.database import Database
 from tests.helpers.history_files import DAY_START, day
 
-UTC = datetime.timezone.utc
+UTC = datetime.UTC
 HIVE = pa.schema([("ticker", pa.string()), ("endpoint", pa.string()), ("date", pa.date32())])
 
 

@@ -101,7 +101,9 @@ def test_the_command_waits_for_whoever_has_the_database(source, tmp_path):
     with database.Database(path).session():
         child = subprocess.Popen(
             [sys.executable, "-m", "data_pipeline", "export-sqlite", tmp_path / "new.db", "--data-dir", data, "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(timeout=1.5)

@@ -111,7 +111,9 @@ def test_loose_types_are_converted_and_what_does_not_fit_is_reported(tmp_path, t
     }
     lost = [line["row"] for line in report if line["outcome"] == "not moved"]
     assert [(row["ticker"], row["timestamp"], row["spot"]) for row in lost] == [
-        ("SPX", None, 1.0), ("SPX", "yesterday", 2.0), ({"hex": "fe"}, 1700000000, None),
+        ("SPX", None, 1.0),
+        ("SPX", "yesterday", 2.0),
+        ({"hex": "fe"}, 1700000000, None),
     ]
     result = done.results["gex_bridge_snapshots"]
     assert (result.unfit_rows, result.unfit_values) == (3, 5)
@@ -182,7 +184,8 @@ def test_merging_keeps_the_preferred_row_and_reports_the_other(tmp_path, target,
     assert [r[5] for r in rows["gex_bridge_snapshots"]] == [5.0, 1.0 if prefer == "old" else 2.0]
     other = "new" if prefer == "old" else "old"
     assert [line["row"].get("payload_json", line["row"].get("spot")) for line in reported(done)] == [
-        2.0 if prefer == "old" else 1.0, f'"{other}"',
+        2.0 if prefer == "old" else 1.0,
+        f'"{other}"',
     ]
     assert {line["outcome"] for line in reported(done)} == {"replaced" if prefer == "old" else "not moved"}
     result = done.results["universal_webhooks"]

@@ -116,7 +116,11 @@ except ZeroDivisionError:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
     lines = done.stderr.splitlines()
     assert lines[:6] == [
-        "<7>DEBUG debug", "<6>INFO info", "<4>WARNING warning", "<3>ERROR error", "<2>CRITICAL critical",
+        "<7>DEBUG debug",
+        "<6>INFO info",
+        "<4>WARNING warning",
+        "<3>ERROR error",
+        "<2>CRITICAL critical",
         "<3>ERROR divided",
     ]
     assert len(lines) > 7 and all(line.startswith("<3>") for line in lines[5:])

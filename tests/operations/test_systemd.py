@@ -33,8 +33,15 @@ def test_where_nobody_listens_nothing_is_sent_and_nothing_raised(monkeypatch, ad
 
 @pytest.mark.parametrize(
     ("usec", "pid", "expected"),
-    [("60000000", None, 60.0), ("1500000", "ours", 1.5), ("60000000", "1", None), (None, None, None),
-     ("0", None, None), ("soon", None, None), ("-5", None, None)],
+    [
+        ("60000000", None, 60.0),
+        ("1500000", "ours", 1.5),
+        ("60000000", "1", None),
+        (None, None, None),
+        ("0", None, None),
+        ("soon", None, None),
+        ("-5", None, None),
+    ],
 )
 def test_the_watchdog_is_for_the_process_that_systemd_named(monkeypatch, usec, pid, expected):
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):

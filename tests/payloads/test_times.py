@@ -10,7 +10,7 @@ from data_pipeline.payloads import times
 from tests.helpers import strategies
 
 RECEIVED = "2025-11-09T15:16:17.123456"
-UTC = datetime.timezone.utc
+UTC = datetime.UTC
 
 
 @pytest.mark.parametrize(

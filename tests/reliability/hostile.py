@@ -154,9 +154,7 @@ def do_not_read(bridge: RunningBridge) -> str:
             client.close()
     eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
     _costs_little(usual, besieged, most)
-    return (
-        f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms, {most} threads"
-    )
+    return f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms, {most} threads"
 
 
 def announce(bridge: RunningBridge) -> str:

@@ -237,7 +237,9 @@ def test_nothing_is_acknowledged_in_a_segment_that_somebody_removed(journal, cha
     assert [r.payload for r in read_all(journal.folder, 2)] == kept
 
 
-def test_a_journal_without_a_readable_header_keeps_its_id_where_its_readers_noted_it_and_else_gets_one_for_good(tmp_path):
+def test_a_journal_without_a_readable_header_keeps_its_id_where_its_readers_noted_it_and_else_gets_one_for_good(
+    tmp_path,
+):
     for noted in (True, False):
         first = Journal(tmp_path / str(noted))
         first.open()
@@ -247,7 +249,9 @@ def test_a_journal_without_a_readable_header_keeps_its_id_where_its_readers_note
         with open(path, "r+b") as file:
             file.write(bytes(segments.HEADER_BYTES))
         if noted:
-            (first.folder / "files.position").write_text(json.dumps({"journal": first.id, "position": 1, "lengths": {}}))
+            (first.folder / "files.position").write_text(
+                json.dumps({"journal": first.id, "position": 1, "lengths": {}})
+            )
         ids = set()
         for _ in range(3):
             again = Journal(first.folder)

@@ -308,7 +308,9 @@ def test_an_older_copy_of_the_journal_costs_nothing_that_comes_after(rig, tmp_pa
 
 def test_how_far_the_tables_may_be_is_noted_before_they_are(rig, monkeypatch):
     rig.loader.note, seen = rig.journal.folder / "tables.position", []
-    monkeypatch.setattr(rig.loader, "_apply", lambda *args: (seen.append(noted_position(rig.journal.folder, rig.journal.id)), 1 / 0))
+    monkeypatch.setattr(
+        rig.loader, "_apply", lambda *args: (seen.append(noted_position(rig.journal.folder, rig.journal.id)), 1 / 0)
+    )
     rig.post(*webhooks(1, 2, 3))
     rig.loader.start()
     eventually(lambda: seen)

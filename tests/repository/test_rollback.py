@@ -109,7 +109,10 @@ def test_killed_in_the_middle_of_each_write_of_a_checkpoint_nothing_is_lost(tmp_
     for count in range(1, 20):
         dies = shim.environment(f"write gex_history.duckdb half {count}")
         run = subprocess.run(
-            [sys.executable, "-c", SESSION, str(path), f"new {count}"], cwd=ROOT, env={**os.environ, **dies}, capture_output=True
+            [sys.executable, "-c", SESSION, str(path), f"new {count}"],
+            cwd=ROOT,
+            env={**os.environ, **dies},
+            capture_output=True,
         )
         assert run.returncode in (0, -signal.SIGKILL), run.stderr
         killed += run.returncode != 0

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 
-from data_pipeline import __version__, config
+from data_pipeline import BridgeError, __version__, config
 
 # subcommand -> module of data_pipeline.commands
 COMMANDS = {
@@ -56,12 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(wanted or COMMANDS).parse_args(argv)
     module = importlib.import_module(f"data_pipeline.commands.{COMMANDS[args.command]}")
     try:
-        settings = config.load(args)
-    except config.ConfigError as problem:
+        return module.run(args, config.load(args))
+    except BridgeError as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
-        return 2
-    try:
-        return module.run(args, settings)
+        return problem.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough (`| head`); nothing is to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

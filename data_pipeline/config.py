@@ -15,9 +15,13 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values, load_dotenv
 
+from data_pipeline import BridgeError
 
-class ConfigError(Exception):
+
+class ConfigError(BridgeError):
     """A setting that cannot be used; the text is one line for the operator."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)

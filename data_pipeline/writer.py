@@ -22,7 +22,7 @@ import time
 from data_pipeline import config
 from data_pipeline.files import atomic
 from data_pipeline.files.depth import DepthPersistor
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.writer import FilesWriter
 from data_pipeline.history.importer import HistoryImporter
 from data_pipeline.history.queue import HistoryQueue
@@ -31,7 +31,7 @@ from data_pipeline.lake.nightly import NightlyArchive
 from data_pipeline.operations import logs
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database, DatabaseDamaged, last_id
-from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
+from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from data_pipeline.repository.loader import Loader
 
 log = logging.getLogger("webhook")
@@ -55,10 +55,10 @@ class Writer:
     def __init__(self, settings: config.Settings, journal: str, end: int, durable: int):
         self.settings = settings
         self.folder = settings.data_dir / "journal"
-        self.progress = Progress(durable)
+        self.progress = DurablePosition(durable)
         self.aside = SetAside(self.folder / "set-aside.jsonl")
         cache = Cache()
-        sources = [Source(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
+        sources = [JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
         lake = settings.data_dir / "lake"
         self.loader = Loader(
             Database(settings.database),
@@ -69,8 +69,8 @@ class Writer:
             self.folder / "tables.position",
             end,
         )
-        spots = AppendedFiles(settings.data_dir, self.folder / "files.position", journal)
-        depths = AppendedFiles(settings.data_dir, self.folder / "depth.position", journal)
+        spots = GrowingFiles(settings.data_dir, self.folder / "files.position", journal)
+        depths = GrowingFiles(settings.data_dir, self.folder / "depth.position", journal)
         spots.open()
         depths.open()
         self.depth = DepthPersistor(depths)
@@ -127,7 +127,7 @@ class Writer:
             if time.monotonic() >= tick:
                 tick = time.monotonic() + TICK
                 self._tidy()
-                self._say(report)
+                self._report(report)
 
     def _settled(self) -> bool:
         """Whether everything is done and reported, so that only a new word is worth waking for."""
@@ -138,7 +138,7 @@ class Writer:
         """Let go of the part of the journal that is in the tables and in the files."""
         segments.remove_consumed(self.folder, min(self.loader.safe, self.files.spots.noted, self.depth.files.noted))
 
-    def _say(self, report) -> None:
+    def _report(self, report) -> None:
         line = json.dumps(self.stats())
         if line != self._reported:
             self._reported = line
@@ -170,7 +170,7 @@ class Writer:
         done = self.loader.stop(patience) and done
         done = done and min(self.loader.safe, self.files.spots.noted, self.depth.files.noted) >= self.progress.durable
         self._tidy()
-        self._say(report)
+        self._report(report)
         return 0 if done else 3
 
 

@@ -24,7 +24,7 @@ def run(args, settings) -> int:
 
     try:
         if not settings.database.exists():
-            return _say(args, [], "no queue yet")
+            return _print(args, [], "no queue yet")
         refuse_foreign_file(settings.database)
         queue = HistoryQueue(settings.database)
         if args.retry is not None:
@@ -38,7 +38,7 @@ def run(args, settings) -> int:
         return 1
     asked = args.retry if args.retry is not None else args.run
     rows = [row for row in rows if asked is None or row["id"] == asked]
-    code = _say(args, rows, "the queue is empty")
+    code = _print(args, rows, "the queue is empty")
     return 1 if args.run is not None and rows[0]["status"] != "completed" else code
 
 
@@ -57,7 +57,7 @@ def _missing(job_id: int) -> int:
     return 1
 
 
-def _say(args, rows: list[dict], nothing: str) -> int:
+def _print(args, rows: list[dict], nothing: str) -> int:
     rows = [{**row, "url": _without_query(row["url"])} for row in rows]
     if args.json:
         print(json.dumps(rows))

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from data_pipeline.background import Background
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.names import folder_name
 from data_pipeline.payloads import times
 from data_pipeline.payloads.records import Gex
@@ -69,7 +69,7 @@ class DepthPersistor(Background):
     in neither, so the journal keeps it over a restart.
     """
 
-    def __init__(self, files: AppendedFiles, clock=time.monotonic):
+    def __init__(self, files: GrowingFiles, clock=time.monotonic):
         super().__init__("DepthPersistor")
         self.files = files
         self.clock = clock
@@ -195,13 +195,13 @@ class DepthPersistor(Background):
                 waiting.tries += 1
                 waiting.due = self.clock() + RETRY_PAUSE
                 continue
-            elif not self._bury(name, waiting.events, failed[name]):
+            elif not self._dead_letter(name, waiting.events, failed[name]):
                 continue
             del self._retries[name]
         if not self._retries:
             self.files.advance(self._last)
 
-    def _bury(self, name: str, events: list[DepthEvent], problem: OSError) -> bool:
+    def _dead_letter(self, name: str, events: list[DepthEvent], problem: OSError) -> bool:
         lines = [json.dumps({"file": name, "error": str(problem), "event": json.loads(e.line)}) for e in events]
         if self.files.append({DEAD_LETTERS: "".join(f"{line}\n" for line in lines).encode()}):
             return False

@@ -18,7 +18,7 @@ from data_pipeline.files import atomic
 log = logging.getLogger("webhook")
 
 
-class AppendedFiles:
+class GrowingFiles:
     """The growing files of one reader of the journal.  For one thread.
 
     root: DATA_DIR; note: where the note lies; journal: the journal's id.

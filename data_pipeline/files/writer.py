@@ -10,7 +10,7 @@ import time
 
 from data_pipeline.background import Background
 from data_pipeline.files.depth import DepthEvent, DepthPersistor, depth_event
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.views import SPOT_SERIES, Views, read_latest, spot_line
 from data_pipeline.payloads.records import Gex
 
@@ -26,7 +26,7 @@ class FilesWriter(Background):
     source: the journal's decoded records, see `repository.source`.
     """
 
-    def __init__(self, root: pathlib.Path, source, spots: AppendedFiles, depth: DepthPersistor):
+    def __init__(self, root: pathlib.Path, source, spots: GrowingFiles, depth: DepthPersistor):
         super().__init__("FilesWriter")
         self.root = root
         self.source = source

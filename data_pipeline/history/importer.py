@@ -91,7 +91,7 @@ class HistoryImporter(Background):
             encoded(job.ticker), encoded(job.endpoint)
             download.checked(job.url, self._hosts)
         except FOR_GOOD as problem:
-            self._say(job, "failed", str(problem), 0.0)
+            self._report(job, "failed", str(problem), 0.0)
             return str(problem)
         return None
 
@@ -109,12 +109,12 @@ class HistoryImporter(Background):
             status, trouble = "failed", f"{type(problem).__name__}: {problem}"
         if self._stopping.is_set() and status == "failed":
             status, trouble = "pending", None
-        self._say(job, status, trouble, time.monotonic() - begun)
+        self._report(job, status, trouble, time.monotonic() - begun)
         self._finish(job, status, trouble, for_good)
         self._current = None
         return status
 
-    def _say(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
+    def _report(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
         level = logging.WARNING if status == "failed" else logging.INFO
         said = f": {ascii(trouble)}" if trouble else ""
         logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, said)

@@ -85,7 +85,7 @@ class Connection:
             return not data
         if data:
             self._buffer += data
-            self._look()
+            self._parse()
         else:
             self._cut_off()
         return self.ready
@@ -158,7 +158,7 @@ class Connection:
         else:
             self.silent = self.ready = True
 
-    def _look(self) -> None:
+    def _parse(self) -> None:
         if not self._head_end and not self._find_head():
             return
         if not self._end:

@@ -180,10 +180,10 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     def log_request(self, code="-", size="-") -> None:
         # Those who look after the server ask every few seconds.
         level = logging.DEBUG if self.command == "GET" and self.status == 200 else logging.INFO
-        self._say(level, f'"{self.requestline}" {self.status} {size}')
+        self._log_later(level, f'"{self.requestline}" {self.status} {size}')
 
     def log_message(self, format: str, *args) -> None:
-        self._say(logging.INFO, format % args)
+        self._log_later(logging.INFO, format % args)
 
-    def _say(self, level: int, text: str) -> None:
+    def _log_later(self, level: int, text: str) -> None:
         self._lines.append((level, f"{self.client_address[0]} - {text}"))

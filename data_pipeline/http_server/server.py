@@ -13,7 +13,7 @@ from data_pipeline.bridge import Bridge
 from data_pipeline.http_server.connection import Connection, Limits
 from data_pipeline.http_server.handler import GEXBridgeRequestHandler
 from data_pipeline.http_server.pages import Pages
-from data_pipeline.http_server.waiting_room import Lounge
+from data_pipeline.http_server.waiting_room import WaitingRoom
 
 log = logging.getLogger("webhook")
 PROMPT = 0.01  # s that a worker gives a client to send its request, before it takes the next one
@@ -23,9 +23,9 @@ SLOW_WORKERS = 8
 class BridgeServer(socketserver.TCPServer):
     """A threading server whose threads are reused: each of `workers` accepts, answers, and accepts again.
 
-    A request that does not arrive at once waits in the lounge, where it costs
+    A request that does not arrive at once waits in the waiting room, where it costs
     no thread; it is answered by one of SLOW_WORKERS.  What a client does not
-    take of its answer at once goes out from the lounge too.  `count` and
+    take of its answer at once goes out from the waiting room too.  `count` and
     `counts` keep the number of answers by path and status.
     """
 
@@ -45,7 +45,7 @@ class BridgeServer(socketserver.TCPServer):
         self._busy = 0
         self._date = 0, ""
         self._closing = False
-        self._lounge = Lounge(most, self._answer_late)
+        self._waiting_room = WaitingRoom(most, self._answer_late)
         self._late = ThreadPoolExecutor(SLOW_WORKERS, thread_name_prefix="SlowWorker")
         self._workers = [
             threading.Thread(target=self._work, name=f"Worker-{n}", daemon=True) for n in range(1, workers + 1)
@@ -56,7 +56,7 @@ class BridgeServer(socketserver.TCPServer):
         return self.server_address[1]
 
     def start(self) -> None:
-        self._lounge.start()
+        self._waiting_room.start()
         for worker in self._workers:
             worker.start()
 
@@ -67,10 +67,10 @@ class BridgeServer(socketserver.TCPServer):
         self.socket.shutdown(socket.SHUT_RDWR)  # wakes every worker in accept()
         with self._lock:
             self._lock.wait_for(lambda: self._busy == 0, timeout)
-        self._lounge.stop(max(0.0, until - time.monotonic()))
+        self._waiting_room.stop(max(0.0, until - time.monotonic()))
         self._late.shutdown(wait=False, cancel_futures=True)
         self.server_close()
-        if cut_off := self._busy + self._lounge.sending:
+        if cut_off := self._busy + self._waiting_room.sending:
             log.warning("%d requests were cut off", cut_off)
         return not cut_off
 
@@ -107,7 +107,7 @@ class BridgeServer(socketserver.TCPServer):
             self._begin(Connection(sock, address, self.limits))
 
     def _begin(self, connection: Connection) -> None:
-        """Answer a client that sends its request at once; the others go to the lounge."""
+        """Answer a client that sends its request at once; the others go to the waiting room."""
         until = time.monotonic() + PROMPT
         try:
             try:
@@ -116,7 +116,7 @@ class BridgeServer(socketserver.TCPServer):
                 connection.sock.settimeout(PROMPT)
                 connection.receive_all(until)
         except TimeoutError:
-            return self._lounge.add(connection)
+            return self._waiting_room.add(connection)
         except OSError:
             connection.silent = True
         self._answer(connection)
@@ -135,9 +135,9 @@ class BridgeServer(socketserver.TCPServer):
                 self.RequestHandlerClass(connection, connection.address, self)
         except Exception:
             log.exception("unforeseen error while answering %s", connection.address[0])
-        # Before it counts as done: a stop waits for what is being worked on, then for what the lounge still sends.
+        # Before it counts as done: a stop waits for what is being worked on, then for what the waiting room still sends.
         if connection.linger():
-            self._lounge.add(connection)
+            self._waiting_room.add(connection)
         else:
             connection.sock.close()
         with self._lock:

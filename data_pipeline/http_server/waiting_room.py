@@ -13,7 +13,7 @@ MOST_DRAINING = 100  # such clients at once
 SWEEP = 0.25  # s between two looks at the deadlines
 
 
-class Lounge:
+class WaitingRoom:
     """Where connections wait that have not sent or not taken everything yet: one thread for all of them.
 
     on_ready is called, from that thread, with each connection whose request
@@ -40,7 +40,7 @@ class Lounge:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="Lounge", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="WaitingRoom", daemon=True)
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._draining)

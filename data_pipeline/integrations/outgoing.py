@@ -13,11 +13,13 @@ import time
 from http.client import HTTPException
 from typing import NamedTuple
 
+from data_pipeline import BridgeError
+
 # A service may ask for any pause; longer ones than this are not believed.
 LONGEST_RETRY_AFTER = 3600.0
 
 
-class WebError(Exception):
+class WebError(BridgeError):
     """No usable reply; the text names neither address nor header nor body."""
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 import duckdb
 import pyarrow as pa
 
+from data_pipeline import BridgeError
 from data_pipeline.lake import layout
 from data_pipeline.lake.layout import KINDS, LakeDamaged, LakeNameError, Partition
 from data_pipeline.lake.views import files, view_statements
@@ -29,7 +30,7 @@ from data_pipeline.repository.database import Database
 TRIES = 3
 
 
-class ArchiveFailed(Exception):
+class ArchiveFailed(BridgeError):
     """The lake does not have what the tables have, or the views would not show it; the rows stay."""
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import BridgeError
 from data_pipeline.files import atomic
 from data_pipeline.lake import layout
 from data_pipeline.lake.history_pieces import Pieces
@@ -35,7 +36,7 @@ THREADS = 2
 PROBLEMS_NAMED = 5
 
 
-class ImportFailed(Exception):
+class ImportFailed(BridgeError):
     """Nothing of the file could be used; the text says why."""
 
 

@@ -63,7 +63,7 @@ class Pieces:
         self._again: list[bytes] = []
         self._in_array = False
         self._rest = self._block().removeprefix(_BOM)
-        self._shape = self._look()
+        self._shape = self._find_shape()
 
     def close(self) -> None:
         self._file.close()
@@ -97,7 +97,7 @@ class Pieces:
         while block := self._block():
             yield block
 
-    def _look(self) -> str:
+    def _find_shape(self) -> str:
         """The shape, from the first block; its opening is cut off."""
         start = self._rest.lstrip()
         wrapper = _WRAPPER.match(start)

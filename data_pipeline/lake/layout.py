@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from data_pipeline import BridgeError
 from data_pipeline.files.atomic import fsync_folder, make_folder
 from data_pipeline.files.names import LONGEST, percent_encoded
 
@@ -30,11 +31,11 @@ DAY = 86400
 UTC = datetime.UTC
 
 
-class LakeNameError(ValueError):
+class LakeNameError(BridgeError, ValueError):
     """A ticker or endpoint that cannot be the name of a partition; the text says which and why."""
 
 
-class LakeDamaged(Exception):
+class LakeDamaged(BridgeError):
     """A file of the lake cannot be read; the text names it."""
 
 

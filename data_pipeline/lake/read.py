@@ -10,6 +10,7 @@ import datetime
 import pathlib
 import time
 
+from data_pipeline import BridgeError
 from data_pipeline.lake.layout import KINDS, UTC, Partition, partitions
 from data_pipeline.repository import schema
 
@@ -20,7 +21,7 @@ _KEY = ("ticker", "timestamp", "endpoint")
 _MILLISECONDS = 100_000_000_000
 
 
-class LiveTablesBusy(Exception):
+class LiveTablesBusy(BridgeError):
     """Another process held the database for the whole wait."""
 
 

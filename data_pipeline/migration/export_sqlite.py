@@ -16,6 +16,7 @@ import subprocess
 import duckdb
 from tqdm import tqdm
 
+from data_pipeline import BridgeError
 from data_pipeline.files import atomic
 from data_pipeline.repository import database, foreign_file, schema
 
@@ -39,7 +40,7 @@ _ORDER = (
 )
 
 
-class ExportError(Exception):
+class ExportError(BridgeError):
     """The file cannot be written; the text is one line for the operator."""
 
 

@@ -33,6 +33,7 @@ import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
+from data_pipeline import BridgeError
 from data_pipeline.files import atomic
 from data_pipeline.migration import merge, old_file
 from data_pipeline.migration.merge import Sums
@@ -51,7 +52,7 @@ SESSION_ROWS = BATCHES_AT_ONCE * BATCH_ROWS + BATCH_ROWS // 2
 PAUSE = 0.06
 
 
-class MigrationError(Exception):
+class MigrationError(BridgeError):
     """The move could not be done; the text is for the operator."""
 
 

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from adbc_driver_sqlite import dbapi
 
+from data_pipeline import BridgeError
 from data_pipeline.repository import schema
 from data_pipeline.repository.foreign_file import SQLITE
 
@@ -39,7 +40,7 @@ STRIKES_AT_ONCE, PAYLOADS_AT_ONCE = 122_880, 32
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
-class LegacyError(Exception):
+class LegacyError(BridgeError):
     """The file cannot be read as the original's; the text is one line for the operator."""
 
 

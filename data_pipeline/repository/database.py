@@ -16,6 +16,7 @@ import time
 
 import duckdb
 
+from data_pipeline import BridgeError
 from data_pipeline.files.atomic import ENDING, fsync_folder, make_folder
 from data_pipeline.repository import rollback, schema
 from data_pipeline.repository.foreign_file import refuse_foreign_file
@@ -62,11 +63,11 @@ DAMAGE_AT_OPENING = (*DAMAGE, "INTERNAL Error")
 _SESSION = threading.Lock()
 
 
-class DatabaseBusy(Exception):
+class DatabaseBusy(BridgeError):
     """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
 
 
-class DatabaseDamaged(Exception):
+class DatabaseDamaged(BridgeError):
     """DuckDB cannot read the file, or found it broken."""
 
 

@@ -2,11 +2,13 @@
 
 import pathlib
 
+from data_pipeline import BridgeError
+
 DUCKDB_OFFSET, DUCKDB = 8, b"DUCK"
 SQLITE = b"SQLite format 3\0"
 
 
-class NotADatabase(Exception):
+class NotADatabase(BridgeError):
     """The file is not ours; the text says what to do."""
 
 

@@ -21,6 +21,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
+from data_pipeline import BridgeError
 from data_pipeline.files import atomic
 from data_pipeline.repository import segments
 
@@ -41,7 +42,7 @@ class NotDurable(Exception):
     """The record could not be written; nothing of it counts."""
 
 
-class FolderInUse(Exception):
+class FolderInUse(BridgeError):
     """Another process writes this journal."""
 
 

@@ -15,7 +15,7 @@ from data_pipeline.repository import segments
 log = logging.getLogger("webhook")
 
 
-class Progress:
+class DurablePosition:
     """How far the journal is durable, as the server tells it; readers wait here."""
 
     def __init__(self, durable: int = 0):
@@ -93,14 +93,16 @@ class Cache:
         return found
 
 
-class Source:
+class JournalReader:
     """One reader's end of the journal.
 
     names_damage: whether it is the one that reports what is broken.  bound:
     the number up to which it may read now, to stay near the other reader.
     """
 
-    def __init__(self, folder: pathlib.Path, progress: Progress, cache: Cache, aside: SetAside, names_damage: bool):
+    def __init__(
+        self, folder: pathlib.Path, progress: DurablePosition, cache: Cache, aside: SetAside, names_damage: bool
+    ):
         self.wait_beyond = progress.wait_beyond
         self.bound: Callable[[], int] = lambda: progress.durable
         self._folder = folder

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import duckdb
 import pyarrow
 
+from data_pipeline import BridgeError
 from data_pipeline.background import Background
 from data_pipeline.files import atomic
 from data_pipeline.repository import upserts
@@ -51,7 +52,7 @@ UNLOADABLE = (
 )
 
 
-class DatabaseChanged(Exception):
+class DatabaseChanged(BridgeError):
     """Somebody put another file in its place."""
 
 

@@ -41,7 +41,7 @@ class WriterProcess:
         self._counting = threading.Lock()
         self._threads = [
             threading.Thread(target=self._watch, name="WriterWatch", daemon=True),
-            threading.Thread(target=self._tell, name="WriterBell", daemon=True),
+            threading.Thread(target=self._send_news, name="WriterBell", daemon=True),
         ]
 
     def start(self) -> None:
@@ -63,7 +63,7 @@ class WriterProcess:
         if process is None:
             return False
         self._threads[1].join(max(0.0, until - time.monotonic()))
-        self._say(f"{self.journal.durable}\nstop\n")
+        self._send(f"{self.journal.durable}\nstop\n")
         try:
             code = process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -128,13 +128,13 @@ class WriterProcess:
         os.set_blocking(self._process.stdin.fileno(), False)
         self._news.set()
 
-    def _say(self, words: str) -> None:
+    def _send(self, words: str) -> None:
         try:
             self._process.stdin.write(words.encode())
         except (OSError, ValueError) as problem:  # it is gone, or does not listen; both end otherwise
             log.debug("the writer does not hear: %s", problem)
 
-    def _tell(self) -> None:
+    def _send_news(self) -> None:
         while True:
             self._news.wait()
             self._news.clear()
@@ -142,10 +142,10 @@ class WriterProcess:
                 return
             durable = self.journal.durable
             self._unloaded.append((durable, time.monotonic()))
-            self._say(f"{durable}\n")
+            self._send(f"{durable}\n")
             time.sleep(TELL_INTERVAL)
 
-    def _hear(self, report: dict) -> None:
+    def _receive(self, report: dict) -> None:
         signs = ("position", "sessions", "failed_sessions")
         before = self.report.get("loader", {})
         if any(report["loader"][sign] != before.get(sign) for sign in signs):
@@ -158,7 +158,7 @@ class WriterProcess:
             began = time.monotonic()
             for line in self._process.stdout:
                 with contextlib.suppress(ValueError):  # half a line is what a kill leaves
-                    self._hear(json.loads(line))
+                    self._receive(json.loads(line))
             code = self._process.wait()
             self._process.stdout.close()
             if self._stopping.is_set():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.files import depth
 from data_pipeline.files.depth import DEAD_LETTERS, FLUSH_EVENTS, RETRY_PAUSE, DepthEvent, DepthPersistor, depth_event
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.payloads.records import Gex, Part
 from data_pipeline.payloads.store import TickerSnapshot
 from tests.helpers import strategies
@@ -99,7 +99,7 @@ class Clock:
 
 @pytest.fixture
 def persistor(tmp_path):
-    files = AppendedFiles(tmp_path, tmp_path / "journal" / "position", JOURNAL)
+    files = GrowingFiles(tmp_path, tmp_path / "journal" / "position", JOURNAL)
     files.open()
     made = DepthPersistor(files, Clock())
     yield made
@@ -288,7 +288,7 @@ def test_what_is_nowhere_at_the_end_comes_again_from_the_journal_once(persistor,
     feeder.flush(B)
     assert persistor.stop(PATIENCE)
     (tmp_path / A).rmdir()
-    files = AppendedFiles(tmp_path, tmp_path / "journal" / "position", JOURNAL)
+    files = GrowingFiles(tmp_path, tmp_path / "journal" / "position", JOURNAL)
     assert files.open() == 0
     second = DepthPersistor(files)
     again = Feeder(second)

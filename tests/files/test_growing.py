@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from data_pipeline.files import atomic
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from tests.helpers.support import PATIENCE, ROOT, files_limited_to
 
 JOURNAL = "0123456789abcdef" * 2
@@ -30,8 +30,8 @@ EXPECTED = {
 }
 
 
-def opened(root, journal=JOURNAL) -> AppendedFiles:
-    files = AppendedFiles(root, root / "journal" / "position", journal)
+def opened(root, journal=JOURNAL) -> GrowingFiles:
+    files = GrowingFiles(root, root / "journal" / "position", journal)
     files.open()
     return files
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from data_pipeline.files import atomic, views, writer
 from data_pipeline.files.depth import DepthPersistor
-from data_pipeline.files.growing import AppendedFiles
+from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.views import LATEST, SPOT_SERIES, Views, consolidated, latest_json, read_latest, strikes_csv
 from data_pipeline.files.writer import FilesWriter
 from data_pipeline.payloads.records import Gex, Part, Webhook
 from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository.journal import Journal
-from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
+from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers import strategies
 from tests.helpers.support import PATIENCE, eventually
 
@@ -313,12 +313,12 @@ class Rig:
         self.root = root
         self.journal = Journal(root / "journal")
         self.journal.open()
-        progress = Progress(self.journal.durable)
+        progress = DurablePosition(self.journal.durable)
         self.journal.on_durable = progress.advance
         self.aside = SetAside(root / "journal" / "set-aside.jsonl")
-        source = Source(root / "journal", progress, Cache(), self.aside, True)
+        source = JournalReader(root / "journal", progress, Cache(), self.aside, True)
         spots, depths = (
-            AppendedFiles(root, root / "journal" / f"{name}.position", self.journal.id) for name in ("files", "depth")
+            GrowingFiles(root, root / "journal" / f"{name}.position", self.journal.id) for name in ("files", "depth")
         )
         spots.open()
         depths.open()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_pipeline.http_server import connection as connection_module
 from data_pipeline.http_server import waiting_room
 from data_pipeline.http_server.connection import Connection, Limits, Problem
-from data_pipeline.http_server.waiting_room import Lounge
+from data_pipeline.http_server.waiting_room import WaitingRoom
 from tests.helpers.support import PATIENCE, eventually
 
 GET = b"GET /status HTTP/1.1\r\n\r\n"
@@ -259,12 +259,12 @@ def test_a_request_is_forgotten_while_its_answer_is_on_the_way(pair, more):
 
 
 class Waiting:
-    """A lounge, and what became ready in it."""
+    """A waiting_room, and what became ready in it."""
 
     def __init__(self, most=100):
         self.ready: list[Connection] = []
-        self.lounge = Lounge(most, self.ready.append)
-        self.lounge.start()
+        self.waiting_room = WaitingRoom(most, self.ready.append)
+        self.waiting_room.start()
         self.clients: list[socket.socket] = []
         self.connections: list[Connection] = []
 
@@ -280,14 +280,14 @@ class Waiting:
             assert connection.linger()
         self.clients.append(theirs)
         self.connections.append(connection)
-        self.lounge.add(connection)
+        self.waiting_room.add(connection)
         return theirs
 
     def has_closed(self) -> bool:
         return all(connection.sock.fileno() == -1 for connection in self.connections)
 
     def close(self):
-        assert self.lounge.stop(PATIENCE)
+        assert self.waiting_room.stop(PATIENCE)
         for sock in self.clients + [connection.sock for connection in self.ready]:
             sock.close()
 
@@ -316,7 +316,7 @@ def test_a_request_that_comes_in_drips_is_ready_when_it_is_whole(waiting):
     client.sendall(BODY[-1:])
     eventually(lambda: len(room.ready) == 2)
     assert room.ready[1].body == BODY
-    assert len(room.lounge) == 0
+    assert len(room.waiting_room) == 0
 
 
 def test_a_slow_request_is_answered_at_its_total_deadline_however_it_drips(waiting):
@@ -352,7 +352,7 @@ def test_over_the_most_to_be_drained_the_oldest_is_closed_and_nobody_refused(wai
     room.add()
     drained = [room.add(request=GET + b"more") for _ in range(4)]
     assert [client.recv(1) for client in drained[:2]] == [b"", b""]
-    assert (len(room.lounge), room.ready) == (3, [])
+    assert (len(room.waiting_room), room.ready) == (3, [])
 
 
 def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
@@ -362,7 +362,7 @@ def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
         room.ready.append(connection)
         assert gate.wait(PATIENCE)
 
-    room.lounge.on_ready = on_ready
+    room.waiting_room.on_ready = on_ready
     first, client = room.add(), room.add()
     first.sendall(HEAD + BODY)
     eventually(lambda: room.ready)
@@ -380,7 +380,7 @@ def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
 def test_who_leaves_without_a_word_is_forgotten(waiting):
     room = waiting()
     room.add().close()
-    eventually(lambda: len(room.lounge) == 0)
+    eventually(lambda: len(room.waiting_room) == 0)
     silent = room.add(Limits(head_time=0.1))
     assert silent.recv(1) == b"", "closed at its deadline"
     assert room.ready == []
@@ -464,24 +464,24 @@ def test_answers_that_are_not_taken_have_a_limit_of_memory_and_the_newest_stays(
 def test_stop_waits_for_answers_that_are_being_taken_and_for_no_others(waiting):
     room = waiting()
     silent, client = room.add(), room.add(request=GET, answer=ANSWER)
-    stopping = ThreadPoolExecutor(1).submit(room.lounge.stop, PATIENCE)
+    stopping = ThreadPoolExecutor(1).submit(room.waiting_room.stop, PATIENCE)
     assert read_all(client) == ANSWER
     assert silent.recv(1) == b""
-    assert stopping.result() and room.lounge.sending == 0
+    assert stopping.result() and room.waiting_room.sending == 0
 
 
 def test_stop_has_an_end_where_an_answer_is_not_taken(waiting):
     room = waiting()
     client = room.add(request=GET, answer=ANSWER)
-    assert room.lounge.stop(0.1) and room.lounge.sending == 1
+    assert room.waiting_room.stop(0.1) and room.waiting_room.sending == 1
     assert len(read_all(client)) < len(ANSWER)
 
 
 def test_stop_closes_who_still_waits_and_who_comes_after(waiting):
     room = waiting()
     before = room.add()
-    eventually(lambda: len(room.lounge) == 1)
-    assert room.lounge.stop(PATIENCE)
+    eventually(lambda: len(room.waiting_room) == 1)
+    assert room.waiting_room.stop(PATIENCE)
     after = room.add()
     assert (before.recv(1), after.recv(1)) == (b"", b"")
-    assert room.lounge.stop(PATIENCE)
+    assert room.waiting_room.stop(PATIENCE)

@@ -19,7 +19,7 @@ from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.journal import Journal
-from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
+from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from data_pipeline.repository.loader import Loader
 from tests.helpers.support import RunningBridge, eventually, gex_payload
 from tests.reliability.crash import writer_of
@@ -59,8 +59,10 @@ def sessions(count: int, folder: pathlib.Path) -> str:
     """The Loader's own steps, each with one new record, on this thread."""
     journal = Journal(folder / "journal", segment_bytes=1 << 20)
     journal.open()
-    progress = Progress()
-    source = Source(folder / "journal", progress, Cache(), SetAside(folder / "journal" / "set-aside.jsonl"), True)
+    progress = DurablePosition()
+    source = JournalReader(
+        folder / "journal", progress, Cache(), SetAside(folder / "journal" / "set-aside.jsonl"), True
+    )
     database = Database(folder / "history.duckdb")
     loader = Loader(database, source, journal.id, 0.01)
     times, early = [], 0

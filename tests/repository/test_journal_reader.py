@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.payloads.records import Webhook
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import Journal
-from data_pipeline.repository.journal_reader import Cache, Progress, SetAside, Source
+from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers.support import PATIENCE
 
 AT = "2025-11-09T15:16:17.123456"
@@ -24,11 +24,11 @@ class Rig:
     def __init__(self, root):
         self.journal = Journal(root / "journal")
         self.journal.open()
-        self.progress = Progress()
+        self.progress = DurablePosition()
         self.aside = SetAside(root / "journal" / "set-aside.jsonl")
         self.cache = Cache()
         self.first, self.second = (
-            Source(self.journal.folder, self.progress, self.cache, self.aside, names) for names in (True, False)
+            JournalReader(self.journal.folder, self.progress, self.cache, self.aside, names) for names in (True, False)
         )
 
     def append(self, *payloads):
@@ -130,7 +130,7 @@ def test_what_is_set_aside_is_durable_and_behind_half_a_line_has_one_of_its_own(
 
 
 def test_whoever_waits_is_woken_by_news_and_by_the_end():
-    progress, woken = Progress(), []
+    progress, woken = DurablePosition(), []
 
     def wait(number):
         progress.wait_beyond(number)

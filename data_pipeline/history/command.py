@@ -5,31 +5,30 @@ at the start; the values of a link reach it in the environment only, as
 GEX_ID, GEX_URL, GEX_TICKER and GEX_ENDPOINT.
 """
 
-import collections
+import contextlib
 import logging
 import os
 import pathlib
-import selectors
-import signal
+import queue
+import re
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 
-from data_pipeline.config import ConfigError
-from data_pipeline.history import shell_rules
-from data_pipeline.history.shell_scanner import Scanner
-from data_pipeline.history.shell_template import SETTING, VARIABLES, Placeholder, split
+from data_pipeline.config import SETTINGS, ConfigError
+from data_pipeline.history.shell_template import SETTING, VARIABLES, safe_command
 
 logger = logging.getLogger("webhook")
 
 SHELL = "/bin/sh"
-# Linux takes no more than 128 KiB in one variable or argument.
-VALUE_LIMIT = 100 << 10
+# Bytes of one value.  What waits in memory is bounded by this and by the number of links that wait.
+VALUE_LIMIT = 8 << 10
+# Key and token of the server are no affair of a download.
+SECRETS = frozenset(setting.name.encode() for setting in SETTINGS if setting.secret)
 
 
 class UnfitValue(Exception):
-    """A value that cannot be handed to a command; the text names it without showing it."""
+    """A value that is not handed to a command; the text names it without showing it."""
 
 
 @dataclass(frozen=True)
@@ -42,210 +41,157 @@ class Template:
     def parse(cls, text: str) -> "Template":
         """Read a template with {id} {url} {ticker} {endpoint}, braces doubled as for str.format.
 
-        Raises ConfigError with one line, the reason and the place, for what
-        str.format would refuse, for a placeholder in a place that is not
-        safe, and for what the shell says is no command.
+        Raises ConfigError with one line for a placeholder outside the closed
+        grammar of `shell_template`, and for what the shell says is no command.
         """
-        items = split(text)
-        # The operator's text alone, in which names of variables are looked for.
-        command = own = "".join(item if isinstance(item, str) else " " for item, _ in items)
-        if any(isinstance(item, Placeholder) for item, _ in items) or any(name in own for name in VARIABLES.values()):
-            scanner = Scanner(items)
-            shell_rules.judge(scanner.commands, own)
-            command = scanner.text
-        if not command.strip():
-            raise ConfigError(f"{SETTING}: there is no command in it")
-        _check_grammar(command)
+        command = safe_command(text)
+        # With -n the shell reads the command and runs nothing.
+        done = subprocess.run([SHELL, "-n", "-c", command], stdin=subprocess.DEVNULL, capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+            raise ConfigError(f"{SETTING}: the shell refuses it: {ascii(said)}")
         return cls(command)
 
-    def environment(self, job_id: int, url: str, ticker: str, endpoint: str) -> dict[bytes, bytes]:
-        """What the child finds in its environment, UTF-8; a lone surrogate as the three bytes it would be there.
 
-        Raises UnfitValue for a NUL character and for more than VALUE_LIMIT bytes.
-        """
-        values = {"id": str(job_id), "url": url, "ticker": ticker, "endpoint": endpoint}
-        made = dict(os.environb)
-        for name, value in values.items():
-            encoded = value.encode("utf-8", "surrogatepass")
-            if b"\0" in encoded:
-                raise UnfitValue(f"its {name} holds a NUL character")
-            if len(encoded) > VALUE_LIMIT:
-                raise UnfitValue(f"its {name} has {len(encoded)} bytes, more than {VALUE_LIMIT}")
-            made[VARIABLES[name].encode("ascii")] = encoded
-        return made
+def fit_values(job_id: int, url: str, ticker: str, endpoint: str) -> dict[bytes, bytes]:
+    """The variables that carry a link's values, in UTF-8 (a lone surrogate as the three bytes it would be there).
+
+    Raises UnfitValue for what no command may get: a NUL character, more than
+    VALUE_LIMIT bytes, a text that begins with `-`, which programs take for an
+    option, and a url that is no http(s) address.
+    """
+    made = {}
+    for name, value in {"id": str(job_id), "url": url, "ticker": ticker, "endpoint": endpoint}.items():
+        encoded = value.encode("utf-8", "surrogatepass")
+        if b"\0" in encoded:
+            raise UnfitValue(f"its {name} holds a NUL character")
+        if len(encoded) > VALUE_LIMIT:
+            raise UnfitValue(f"its {name} has {len(encoded)} bytes, more than {VALUE_LIMIT}")
+        if value.startswith("-"):
+            raise UnfitValue(f"its {name} begins with -, which a program takes for an option")
+        made[VARIABLES[name].encode()] = encoded
+    if not re.match(r"https?://[^\s/]", url):
+        raise UnfitValue("its url is no http:// or https:// address")
+    return made
 
 
-def _check_grammar(command: str) -> None:
-    """Let the shell read the command without running it."""
-    arguments = [SHELL, "-n", "-c", command]
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        raise ConfigError(f"{SETTING}: the shell refuses it: {ascii(said)}")
+def child_environment(values: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """What a child finds: the server's environment without its secrets, and the values."""
+    return {name: value for name, value in os.environb.items() if name not in SECRETS} | values
 
 
 class DownloadRunner:
-    """Runs the command for one link after another, at most `at_once` at a time, from a thread named HistoryDownloads.
+    """Runs the command for one link after another, on `at_once` threads named HistoryDownloads.
 
     cwd: the folder the command runs in (the project root).  A child has a
-    session of its own, /dev/null for its input and its outputs (a command
-    that is to leave a log redirects itself), and the server's environment.
-    Links wait in memory up to `memory` bytes of values; one beyond that is
-    logged and stays in its queue in the database, as does one that was still
-    waiting at the stop.  What runs at the stop is left to finish.
+    session of its own and /dev/null for its input and its outputs (a command
+    that is to leave a log redirects itself).  Up to `room` links wait in
+    memory; one beyond that is logged and stays in its queue in the database,
+    as does one that was still waiting at the stop.  What runs at the stop is
+    left to finish.
     """
 
-    def __init__(self, template: Template, cwd: pathlib.Path, at_once: int = 4, memory: int = 64 << 20):
+    def __init__(self, template: Template, cwd: pathlib.Path, at_once: int = 4, room: int = 4000):
         self._template = template
         self._cwd = cwd
-        self._at_once = at_once
-        self._memory = memory
-        self._lock = threading.Lock()  # guards the queue, its size, the counts and _stopping
-        self._waiting = collections.deque()  # (job id, values, bytes)
-        self._waiting_bytes = 0
+        # None asks a thread to end.
+        self._waiting: queue.Queue[tuple[int, dict[bytes, bytes]] | None] = queue.Queue(room)
+        self._lock = threading.Lock()  # guards the counts, the ids that run, and that nothing is put in after a stop
         self._counts = dict.fromkeys(("started", "succeeded", "failed", "refused", "dropped"), 0)
+        self._running: set[int] = set()
         self._stopping = False
-        self._running = {}  # pidfd -> (job id, child); only the thread touches it
-        self._running_now = 0
-        self._wake_read, self._wake_write = -1, -1
-        self._thread = None
+        self._starting = threading.Lock()  # held while a child is started, so that none is once the stop has it
+        self._threads = [
+            threading.Thread(target=self._run, name="HistoryDownloads", daemon=True) for _ in range(at_once)
+        ]
 
     def start(self) -> None:
-        """Start the thread; links submitted before are run then."""
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread = threading.Thread(target=self._loop, name="HistoryDownloads", daemon=True)
-        self._thread.start()
+        """Start the threads; links submitted before are run then."""
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job_id: int, url: str, ticker: str, endpoint: str) -> bool:
-        """Hand in one link; False (and a log line) if its values do not fit or there is no room. Never waits."""
-        values = (url, ticker, endpoint)
-        size = sum(map(sys.getsizeof, values))
+        """Hand in one link; False (and a log line) if its values are unfit or there is no room.  Never waits."""
         try:
-            self._template.environment(job_id, *values)
+            job = job_id, fit_values(job_id, url, ticker, endpoint)
         except UnfitValue as problem:
             return self._turn_away(job_id, "refused", f"is not run: {problem}")
         with self._lock:
-            full = self._waiting_bytes + size > self._memory
-            if not full and not self._stopping:
-                self._waiting.append((job_id, values, size))
-                self._waiting_bytes += size
-                self._wake()
+            why = "the server stops" if self._stopping else "too many are waiting"
+            if not self._stopping and not self._waiting.full():
+                self._waiting.put_nowait(job)
                 return True
-        why = "too many are waiting" if full else "the server stops"
         return self._turn_away(job_id, "dropped", f"stays queued: {why}")
 
     def stop(self, timeout: float) -> bool:
-        """Start no more children and end the thread; True if it ended within `timeout` seconds."""
-        with self._lock:
+        """Start no more children; True if none is left running.  It waits for none, whatever `timeout` in seconds."""
+        left = []
+        with self._starting, self._lock:
             self._stopping = True
-            left = [job_id for job_id, _, _ in self._waiting]
-            self._wake()
+            running = sorted(self._running)
+            with contextlib.suppress(queue.Empty):
+                while job := self._waiting.get_nowait():
+                    left.append(job[0])
+            self._waiting.put_nowait(None)
         if left:
             logger.warning("%d history downloads were not started and stay queued: %s", len(left), _some(left))
-        if self._thread is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if running:
+            logger.warning("Left running: history downloads %s", _some(running))
+        return not running
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, int]:
         """Counts since the start; how many wait and run now."""
         with self._lock:
-            return {**self._counts, "waiting": len(self._waiting), "running": self._running_now}
+            waiting = 0 if self._stopping else self._waiting.qsize()
+            return {**self._counts, "waiting": waiting, "running": len(self._running)}
 
     def _turn_away(self, job_id: int, count: str, why: str) -> bool:
-        self._count(count)
+        with self._lock:
+            self._counts[count] += 1
         logger.error("History download %d %s", job_id, why)
         return False
 
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self._counts[what] += 1
+    # In the threads
 
-    def _wake(self) -> None:
-        if self._wake_write >= 0:
+    def _run(self) -> None:
+        while job := self._waiting.get():
+            self._download(*job)
+        self._waiting.put(None)  # for the next thread
+
+    def _download(self, job_id: int, values: dict[bytes, bytes]) -> None:
+        with self._starting:
+            if self._stopping:
+                self._turn_away(job_id, "dropped", "stays queued: the server stops")
+                return
             try:
-                os.write(self._wake_write, b"x")
-            except BlockingIOError:
-                pass  # so many wake-ups are pending that one more says nothing
-
-    # In the thread
-
-    def _loop(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            while not self._stopping:
-                self._start_what_fits(selector)
-                for key, _ in selector.select():
-                    if key.fd == self._wake_read:
-                        os.read(self._wake_read, 65536)
-                    else:
-                        selector.unregister(key.fd)
-                        self._reap(key.fd)
-            self._let_go()
-
-    def _start_what_fits(self, selector) -> None:
-        while len(self._running) < self._at_once:
-            with self._lock:
-                if self._stopping or not self._waiting:
-                    return
-                job_id, values, size = self._waiting.popleft()
-                self._waiting_bytes -= size
-            try:
-                pidfd, child = self._spawn(job_id, values)
-            except (OSError, ValueError, subprocess.SubprocessError) as problem:
-                self._count("failed")
-                logger.error("History download %d could not be started: %s", job_id, type(problem).__name__)
-                continue
-            self._running[pidfd] = (job_id, child)
-            selector.register(pidfd, selectors.EVENT_READ)
+                child = self._spawn(values)
+            except Exception as problem:  # whatever it is, this thread has the next link to run
+                self._turn_away(job_id, "failed", f"could not be started: {type(problem).__name__}")
+                return
             with self._lock:
                 self._counts["started"] += 1
-                self._running_now += 1
+                self._running.add(job_id)
+        code = child.wait()
+        with self._lock:
+            self._running.remove(job_id)
+            self._counts["failed" if code else "succeeded"] += 1
+        if code < 0:
+            logger.error("History download %d was ended by signal %d", job_id, -code)
+        else:
+            logger.log(
+                logging.ERROR if code else logging.INFO, "History download %d ended with exit code %d", job_id, code
+            )
 
-    def _spawn(self, job_id: int, values: tuple[str, str, str]) -> tuple[int, subprocess.Popen]:
-        """A child and the descriptor that tells of its end.  Raises OSError, and then none is left."""
-        child = subprocess.Popen(
+    def _spawn(self, values: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [SHELL, "-c", self._template.text],
             cwd=self._cwd,
-            env=self._template.environment(job_id, *values),
+            env=child_environment(values),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        try:
-            return os.pidfd_open(child.pid), child
-        except OSError:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-
-    def _reap(self, pidfd: int) -> None:
-        job_id, child = self._running.pop(pidfd)
-        os.close(pidfd)
-        code = child.wait()
-        with self._lock:
-            self._running_now -= 1
-            self._counts["failed" if code else "succeeded"] += 1
-        if code < 0:
-            logger.error("History download %d was ended by signal %d", job_id, -code)
-        else:
-            level = logging.ERROR if code else logging.INFO
-            logger.log(level, "History download %d ended with exit code %d", job_id, code)
-
-    def _let_go(self) -> None:
-        """Leave the children that still run to themselves; init reaps them once this process is gone."""
-        if self._running:
-            ids = [job_id for job_id, _ in self._running.values()]
-            logger.warning("Left running: history downloads %s", _some(ids))
-        for pidfd, (_, child) in self._running.items():
-            os.close(pidfd)
-            child.returncode = 0  # or Popen would warn of a child that nobody waits for
-        self._running.clear()
-        with self._lock:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-            self._wake_write = -1
 
 
 def _some(ids: list[int]) -> str:

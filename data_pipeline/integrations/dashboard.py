@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import logging
+import queue
 import socket
 import threading
 import time
@@ -21,6 +22,8 @@ PATH = "/api/ingest/history"
 ACCEPTED = (200, 202)
 # As much of an answer's body as is read to see that the answer is whole.
 BODY_LIMIT = 64 << 10
+
+Outcome = int | Exception  # the status of an answer, or why there is none
 
 
 class Unreachable(Exception):
@@ -39,8 +42,8 @@ class Dashboard:
 
     def __init__(self, url: str, limit: float = 2.0, waiting: int = 4, down_for: float = 5.0):
         parts = urlsplit(url)
-        self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/") + PATH
         self._headers = {"Content-Type": "application/json", "Accept": "*/*", "Connection": "close"}
         if parts.username is not None:
@@ -50,11 +53,11 @@ class Dashboard:
         self._down_for = down_for
         self._waiting = threading.Semaphore(waiting)
         self._lock = threading.Lock()  # guards the three below
-        self._down_since = None  # monotonic seconds; None while it is up
+        self._down_since: float | None = None  # monotonic seconds; None while it is up
         self._probing = False
         self._counts = dict.fromkeys(("offered", "accepted", "refused", "failed", "busy", "skipped_down"), 0)
 
-    def offer(self, url, ticker, endpoint) -> bool:
+    def offer(self, url: object, ticker: object, endpoint: object) -> bool:
         """POST the three values, as the client sent them; True if the dashboard took the link (200 or 202).
 
         Returns within the limit and never raises.  A False link may still
@@ -74,12 +77,8 @@ class Dashboard:
             self._waiting.release()
             self._count("skipped_down")
             return False
-        exchange = Exchange(self._connection(), self._path, body, self._headers, self._waiting.release)
-        return self._outcome(exchange)
-
-    def _outcome(self, exchange) -> bool:
         try:
-            status = exchange.run(self._limit)
+            status = self._ask(body)
         except Unreachable as problem:
             self._note("failed", down=True)
             logger.warning("Dashboard not reachable (%s); not tried again for %g s", problem, self._down_for)
@@ -88,20 +87,12 @@ class Dashboard:
             self._note("failed")
             logger.warning("Dashboard gave no usable answer (%s)", type(problem).__name__)
             return False
+        self._note("accepted" if status in ACCEPTED else "refused")
         if status not in ACCEPTED:
-            self._note("refused")
             logger.warning("Dashboard refused a history link with status %d", status)
-            return False
-        self._note("accepted")
-        return True
+        return status in ACCEPTED
 
-    def _note(self, count: str, down: bool = False) -> None:
-        with self._lock:
-            self._counts[count] += 1
-            self._probing = False
-            self._down_since = time.monotonic() if down else None
-
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, int | bool]:
         """Counts since the start, and whether the dashboard is held to be down."""
         with self._lock:
             return {**self._counts, "down": self._down_since is not None}
@@ -109,6 +100,12 @@ class Dashboard:
     def _count(self, what: str) -> None:
         with self._lock:
             self._counts[what] += 1
+
+    def _note(self, count: str, down: bool = False) -> None:
+        with self._lock:
+            self._counts[count] += 1
+            self._probing = False
+            self._down_since = time.monotonic() if down else None
 
     def _may_try(self) -> bool:
         with self._lock:
@@ -119,77 +116,65 @@ class Dashboard:
             self._probing = True
             return True
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if not self._secure:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._limit)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._limit)
+    def _ask(self, body: bytes) -> int:
+        """The answer's status.  Raises Unreachable, or what http.client raises for an answer that is none.
 
-
-class Exchange:
-    """One request and its answer, made in a thread of its own.
-
-    The thread is what makes the limit a total one: neither a slow name
-    server nor a peer that drips bytes can hold the caller for longer.
-    """
-
-    def __init__(self, connection, path: str, body: bytes, headers: dict, finished):
-        self._connection = connection
-        self._request = (path, body, headers)
-        self._finished = finished
-        self._done = threading.Event()
-        self._late = False
-        self._status = None
-        self._problem = None
-
-    def run(self, limit: float) -> int:
-        """The answer's status.  Raises Unreachable, or what http.client raises for an answer that is none."""
-        thread = threading.Thread(target=self._work, name="DashboardOffer", daemon=True)
+        The exchange has a daemon thread of its own: a socket's timeout bounds
+        one read, so without it a slow name server, or a peer that drips bytes,
+        would hold the caller beyond the limit.  The thread gives the place
+        among the waiting back when it ends.
+        """
+        connection = self._kind(self._host, self._port, timeout=self._limit)
+        outcome: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        work = (connection, body, time.monotonic() + self._limit, outcome)
         try:
-            thread.start()
+            threading.Thread(target=self._exchange, args=work, name="DashboardOffer", daemon=True).start()
         except RuntimeError:  # the system has no thread to give
-            self._finished()
+            self._waiting.release()
             raise
-        if not self._done.wait(limit):
-            self._late = True
-            self._cut()
-            raise Unreachable("no answer in time")
-        if self._problem is not None:
-            raise self._problem
-        return self._status
-
-    def _work(self) -> None:
         try:
-            self._exchange()
+            result = outcome.get(timeout=self._limit)
+        except queue.Empty:
+            _cut(connection)
+            raise Unreachable("no answer in time") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, body: bytes, until: float, outcome: "queue.SimpleQueue[Outcome]"
+    ) -> None:
+        result: Outcome
+        try:
+            result = self._status(connection, body, until)
+        except TimeoutError:
+            result = Unreachable("no answer in time")
         except Exception as problem:
-            self._problem = problem
-        finally:
-            self._connection.close()
-            self._finished()
-            self._done.set()
+            result = problem
+        connection.close()
+        self._waiting.release()
+        outcome.put(result)
 
-    def _exchange(self) -> None:
-        path, body, headers = self._request
+    def _status(self, connection: http.client.HTTPConnection, body: bytes, until: float) -> int:
         try:
-            self._connection.connect()
+            connection.connect()
         except OSError as problem:
             raise Unreachable(type(problem).__name__) from None
-        if self._late:
-            return
-        try:
-            self._connection.request("POST", path, body, headers)
-            answer = self._connection.getresponse()
-            read = answer.read(BODY_LIMIT)
-        except TimeoutError:
-            raise Unreachable("no answer in time") from None
+        if time.monotonic() > until:  # the caller is gone and has queued the link here: it must not be sent as well
+            raise Unreachable("no answer in time")
+        connection.request("POST", self._path, body, self._headers)
+        answer = connection.getresponse()
+        read = answer.read(BODY_LIMIT)
         if answer.length and len(read) < BODY_LIMIT:
             raise http.client.IncompleteRead(read, answer.length)
-        self._status = answer.status
+        return answer.status
 
-    def _cut(self) -> None:
-        """Wake the thread out of a read, so that a dripping peer does not keep it."""
-        sock = self._connection.sock
-        try:
-            if sock is not None:
-                sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed in the meantime: the thread is awake already
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """Wake the exchange out of a read, so that a dripping peer does not keep it."""
+    sock = connection.sock
+    try:
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed in the meantime: the thread is awake already

@@ -5,16 +5,24 @@ import logging
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
-from data_pipeline.history.command import VALUE_LIMIT, DownloadRunner, Template, UnfitValue
+from data_pipeline.history.command import (
+    VALUE_LIMIT,
+    DownloadRunner,
+    Template,
+    UnfitValue,
+    child_environment,
+    fit_values,
+)
+from tests.helpers.support import eventually
 
 SHELLS = [shell for shell in ("/bin/sh", shutil.which("dash"), shutil.which("bash")) if shell]
 # Every value in the three contexts; the builtin printf makes it one process a link.
@@ -22,7 +30,7 @@ CONTEXTS = (
     "printf '%s\\0' {url} 'a{url}b' \"c{url}d\" {ticker} '{ticker}' \"{ticker}\""
     " {endpoint} 'x'{endpoint}'y' \"'{endpoint}'\""
 )
-EXTERNAL = "env " + CONTEXTS
+EXTERNAL = CONTEXTS.replace("printf", "/usr/bin/printf")
 
 
 def expected(url: str, ticker: str, endpoint: str) -> bytes:
@@ -108,12 +116,18 @@ PARTS = (
 def value(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.7:
-        return "".join(rng.choices(PARTS, k=rng.randrange(8)))
-    if kind < 0.99:
-        return "".join(
+        made = "".join(rng.choices(PARTS, k=rng.randrange(8)))
+    elif kind < 0.99:
+        made = "".join(
             chr(rng.choice((rng.randrange(1, 128), rng.randrange(1, 0x11000)))) for _ in range(rng.randrange(20))
         )
-    return "".join(rng.choices("'\"$`\\ \nab", k=rng.randrange(2000)))
+    else:
+        made = "".join(rng.choices("'\"$`\\ \nab", k=rng.randrange(2000)))
+    return made.lstrip("-")
+
+
+def link(rng: random.Random) -> tuple[str, str, str]:
+    return "https://x" + value(rng), value(rng), value(rng)
 
 
 @contextlib.contextmanager
@@ -126,11 +140,8 @@ def running(template: str, cwd: pathlib.Path, **options):
         assert runner.stop(10)
 
 
-def wait_until(condition, seconds: float = 20):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "HistoryDownloads"]
 
 
 def finished(runner) -> int:
@@ -140,13 +151,13 @@ def finished(runner) -> int:
 
 def test_ten_thousand_random_values_arrive_byte_for_byte_and_none_runs_anything(tmp_path):
     rng = random.Random(20261124)
-    links = [(value(rng), value(rng), value(rng)) for _ in range(3334)]
+    links = [link(rng) for _ in range(3334)]
     with running(CONTEXTS + " > out-{id}", tmp_path) as runner:
-        for number, link in enumerate(links):
-            assert runner.submit(number, *link)
-        wait_until(lambda: finished(runner) == len(links), 120)
+        for number, values in enumerate(links):
+            assert runner.submit(number, *values)
+        eventually(lambda: finished(runner) == len(links), 120)
         assert runner.stats()["failed"] == 0
-    wrong = [n for n, link in enumerate(links) if (tmp_path / f"out-{n}").read_bytes() != expected(*link)]
+    wrong = [n for n, values in enumerate(links) if (tmp_path / f"out-{n}").read_bytes() != expected(*values)]
     assert wrong == []
     assert not list(tmp_path.glob("**/canary*")) and len(list(tmp_path.iterdir())) == len(links)
 
@@ -157,50 +168,81 @@ def test_values_arrive_byte_for_byte_in_each_shell(shell, template, tmp_path):
     rng = random.Random(shell + template)
     command = Template.parse(template)
     for number in range(150):
-        link = (value(rng), value(rng), value(rng))
+        values = link(rng)
         done = subprocess.run(
             [shell, "-c", command.text],
-            env=command.environment(number, *link),
+            env=child_environment(fit_values(number, *values)),
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             check=True,
         )
-        assert done.stdout == expected(*link)
+        assert done.stdout == expected(*values)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_tildes_and_assignments_change_nothing(shell, tmp_path):
-    command = Template.parse('A={url} B=x:{ticker} C=~{endpoint}; printf \'%s\\0\' "$A" "$B" "$C" ~{ticker}')
-    done = subprocess.run(
-        [shell, "-c", command.text],
-        env=command.environment(1, "~root", "~/x *", "root"),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    assert done.stdout == b"~root\0x:~/x *\0~root\0~~/x *\0"
+def test_tildes_change_nothing(shell, tmp_path):
+    command = Template.parse("printf '%s\\0' ~{ticker} A={ticker} ~/{endpoint}")
+    environment = child_environment(fit_values(1, "https://x", "root", "~/x *")) | {b"HOME": b"/home/of"}
+    done = subprocess.run([shell, "-c", command.text], env=environment, stdout=subprocess.PIPE, check=True)
+    assert done.stdout == b"~root\0A=root\0/home/of/~/x *\0"
 
 
 def test_the_largest_values_arrive_and_larger_ones_are_logged_and_not_run(tmp_path, caplog):
-    with running(
-        "env printf '%s' {url} > out-{id}; printf '%s' '{ticker}' \"{endpoint}\" >> out-{id}", tmp_path
-    ) as runner:
+    with running("printf '%s' {url} '{ticker}' \"{endpoint}\" > out-{id}", tmp_path) as runner:
         largest = "é" * (VALUE_LIMIT // 2)
-        assert runner.submit(1, largest, largest, largest)
-        assert not runner.submit(2, "secret" + largest, "T", "e")
-        assert not runner.submit(3, "u", "secret\0", "e")
-        wait_until(lambda: finished(runner) == 1)
+        url = "https://" + "x" * (VALUE_LIMIT - 8)
+        assert runner.submit(1, url, largest, largest)
+        assert not runner.submit(2, url + "secret", "T", "e")
+        assert not runner.submit(3, "https://x", "secret\0", "e")
+        eventually(lambda: finished(runner) == 1)
         assert runner.stats()["refused"] == 2
-    assert (tmp_path / "out-1").read_text() == largest * 3
+    assert (tmp_path / "out-1").read_text() == url + largest * 2
     assert [p.name for p in tmp_path.iterdir()] == ["out-1"]
-    assert "History download 2 is not run: its url has 102406 bytes, more than 102400" in caplog.text
+    assert "History download 2 is not run: its url has 8198 bytes, more than 8192" in caplog.text
     assert "History download 3 is not run: its ticker holds a NUL character" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_the_environment_says_which_value_does_not_fit():
-    with pytest.raises(UnfitValue, match="endpoint"):
-        Template.parse("true").environment(1, "u", "t", "\0")
+@pytest.mark.parametrize(
+    "values, why",
+    [
+        (("--output=/etc/x", "T", "e"), "its url begins with -"),
+        (("https://x", "-Kfile", "e"), "its ticker begins with -"),
+        (("https://x", "T", "--exec=sh"), "its endpoint begins with -"),
+        (("file:///etc/passwd", "T", "e"), "its url is no http:// or https:// address"),
+        (("ext::sh -c x", "T", "e"), "its url is no http:// or https:// address"),
+        (("https:///etc", "T", "e"), "its url is no http:// or https:// address"),
+        (("https://\n", "T", "e"), "its url is no http:// or https:// address"),
+        (("https://", "T", "e"), "its url is no http:// or https:// address"),
+        ((" https://x", "T", "e"), "its url is no http:// or https:// address"),
+        (("https://x", "T", "\0"), "its endpoint holds a NUL character"),
+    ],
+)
+def test_a_value_that_could_be_an_option_and_a_url_that_is_no_web_address_are_logged_and_not_run(
+    values, why, tmp_path, caplog
+):
+    with running("printf x > out-{id}", tmp_path) as runner:
+        assert not runner.submit(7, *values)
+        assert runner.stats()["refused"] == 1 and runner.stats()["waiting"] == 0
+    with pytest.raises(UnfitValue, match=why):
+        fit_values(7, *values)
+    assert [record.getMessage() for record in caplog.records if why in record.getMessage()]
+    assert caplog.text.count("\n") == 1 and "History download 7 is not run" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_finds_the_values_and_the_servers_environment_without_its_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEXBOT_API_KEY", "hush-1")
+    monkeypatch.setenv("DISCORD_BOT_TOKEN", "hush-2")
+    monkeypatch.setenv("DASHBOARD_URL", "http://127.0.0.1:1")
+    with running("env > out; mv out done", tmp_path) as runner:
+        runner.submit(1, "https://x", "SPX", "gex_zero")
+        eventually(lambda: finished(runner) == 1)
+    found = (tmp_path / "done").read_text()
+    assert "hush" not in found and "DASHBOARD_URL=http://127.0.0.1:1\n" in found
+    for line in ("GEX_ID=1", "GEX_URL=https://x", "GEX_TICKER=SPX", "GEX_ENDPOINT=gex_zero"):
+        assert line + "\n" in found
 
 
 def test_a_child_has_its_own_session_no_input_and_the_projects_folder(tmp_path):
@@ -211,20 +253,19 @@ def test_a_child_has_its_own_session_no_input_and_the_projects_folder(tmp_path):
     )
     (tmp_path / "look.py").write_text(script)
     with running(f"{sys.executable} look.py > out-{{id}}", tmp_path) as runner:
-        runner.submit(1, "u", "T", "e")
-        wait_until(lambda: finished(runner) == 1)
+        runner.submit(1, "https://x", "T", "e")
+        eventually(lambda: finished(runner) == 1)
     assert (tmp_path / "out-1").read_text() == f"True True {tmp_path}\n[0, 1, 2]\n"
 
 
 def test_exit_codes_and_signals_are_logged_and_children_reaped(tmp_path, caplog):
     caplog.set_level(logging.INFO, "webhook")
-    with running(
-        "[ {url} = ok ] || [ {url} = bad ] && exit 0; [ {url} = bad2 ] && exit 7; kill -9 $$ # {id}", tmp_path
-    ) as runner:
-        runner.submit(1, "ok", "T", "e")
-        runner.submit(2, "bad2", "T", "e")
-        runner.submit(3, "killed", "T", "e")
-        wait_until(lambda: finished(runner) == 3)
+    (tmp_path / "end.sh").write_text('[ "$1" = ok ] && exit 0; [ "$1" = bad ] && exit 7; kill -9 $PPID')
+    with running("sh end.sh {ticker}; exit", tmp_path) as runner:
+        runner.submit(1, "https://x", "ok", "e")
+        runner.submit(2, "https://x", "bad", "e")
+        runner.submit(3, "https://x", "killed", "e")
+        eventually(lambda: finished(runner) == 3)
         assert runner.stats() == {
             "started": 3,
             "succeeded": 1,
@@ -243,18 +284,18 @@ def test_exit_codes_and_signals_are_logged_and_children_reaped(tmp_path, caplog)
 
 def test_at_most_four_run_at_once_and_the_others_wait_their_turn(tmp_path):
     os.mkfifo(tmp_path / "gate")
-    with running("echo {id} > started-{id}; read -r x < gate; true", tmp_path) as runner:
+    with running("echo {id} > started-{id}; head -n 1 gate", tmp_path) as runner:
         for number in range(10):
-            assert runner.submit(number, "u", "T", "e")
+            assert runner.submit(number, "https://x", "T", "e")
         seen = 0
         gate = os.open(tmp_path / "gate", os.O_RDWR)
         while finished(runner) < 10:
-            wait_until(lambda: runner.stats()["running"] == min(4, 10 - finished(runner)))
+            eventually(lambda: runner.stats()["running"] == min(4, 10 - finished(runner)))
             seen = max(seen, runner.stats()["running"])
             assert len(list(tmp_path.glob("started-*"))) <= finished(runner) + 4
             done = finished(runner)
             os.write(gate, b"go\n")
-            wait_until(lambda: finished(runner) > done)
+            eventually(lambda: finished(runner) > done)
         os.close(gate)
         assert seen == 4
     assert sorted(int(p.name[8:]) for p in tmp_path.glob("started-*")) == list(range(10))
@@ -262,64 +303,79 @@ def test_at_most_four_run_at_once_and_the_others_wait_their_turn(tmp_path):
 
 def test_a_stop_starts_no_more_leaves_what_runs_and_names_what_was_not_started(tmp_path, caplog):
     os.mkfifo(tmp_path / "gate")
-    runner = DownloadRunner(
-        Template.parse("echo $$ > pid-{id}; read -r x < gate; echo done > done-{id}"), tmp_path, at_once=1
-    )
+    runner = DownloadRunner(Template.parse("echo x > began-{id}; cat gate; echo done > done-{id}"), tmp_path, at_once=1)
     runner.start()
     for number in (1, 2, 3):
-        assert runner.submit(number, "u", "T", "e")
-    wait_until(lambda: (tmp_path / "pid-1").exists() and (tmp_path / "pid-1").read_text())
-    began = time.monotonic()
-    assert runner.stop(5)
-    assert time.monotonic() - began < 4
+        assert runner.submit(number, "https://x", "T", "e")
+    eventually((tmp_path / "began-1").exists)
+    assert not runner.stop(5), "it says that one is left running"
     assert "2 history downloads were not started and stay queued: 2, 3" in caplog.text
     assert "Left running: history downloads 1" in caplog.text
-    assert not runner.submit(4, "u", "T", "e")
+    assert not runner.submit(4, "https://x", "T", "e")
     assert "History download 4 stays queued: the server stops" in caplog.text
-    with open(tmp_path / "gate", "w") as gate:
-        gate.write("go\n")
-    os.waitpid(int((tmp_path / "pid-1").read_text()), 0)
-    assert (tmp_path / "done-1").exists() and not (tmp_path / "pid-2").exists()
+    (tmp_path / "gate").write_text("go\n")
+    eventually((tmp_path / "done-1").exists)
+    eventually(lambda: threads() == [])
+    assert not (tmp_path / "began-2").exists()
+    assert runner.stats()["waiting"] == 0 and runner.stop(5)
 
 
-def test_links_beyond_the_memory_are_logged_and_not_lost_silently(tmp_path, caplog):
-    runner = DownloadRunner(Template.parse("printf '%s' {url} > out-{id}"), tmp_path, memory=5000)
-    taken = [runner.submit(n, "u" * 1000, "T", "e") for n in range(10)]
-    assert 0 < sum(taken) < 10 and taken == sorted(taken, reverse=True)
-    assert f"History download {sum(taken)} stays queued: too many are waiting" in caplog.text
+def test_at_a_stop_under_load_each_link_has_run_or_is_named(tmp_path, caplog):
+    """A link that a thread has taken as the stop comes must not fall between the two."""
+    caplog.set_level(logging.INFO, "webhook")
+    for turn in range(20):
+        runner = DownloadRunner(Template.parse("true {id}"), tmp_path)
+        runner.start()
+        for number in range(12):
+            assert runner.submit(number, "https://x", "T", "e")
+        runner.stop(5)
+        eventually(lambda: threads() == [])
+        stats = runner.stats()
+        lost = re.findall(r"(\d+) history downloads were not started|History download \d+ stays (queued)", caplog.text)
+        named = sum(int(many or 1) for many, _ in lost)
+        caplog.clear()
+        assert stats["succeeded"] == stats["started"] and stats["started"] + named == 12, f"turn {turn}: {stats}"
+
+
+def test_links_beyond_the_room_are_logged_and_not_lost_silently(tmp_path, caplog):
+    runner = DownloadRunner(Template.parse("printf '%s' {url} > out-{id}"), tmp_path, room=5)
+    assert [runner.submit(n, "https://x", "T", "e") for n in range(8)] == [True] * 5 + [False] * 3
+    assert runner.stats()["dropped"] == 3
+    assert "History download 5 stays queued: too many are waiting" in caplog.text
     runner.start()  # what was taken before the start runs
-    wait_until(lambda: finished(runner) == sum(taken))
-    assert runner.submit(99, "u" * 1000, "T", "e")
-    wait_until(lambda: finished(runner) == sum(taken) + 1)
+    eventually(lambda: finished(runner) == 5)
+    assert runner.submit(99, "https://x", "T", "e")
+    eventually(lambda: finished(runner) == 6)
     assert runner.stop(5)
 
 
 def test_a_command_that_cannot_be_started_is_logged_and_the_next_one_is_tried(tmp_path, caplog):
     gone = tmp_path / "gone"
     with running("printf x > out-{id}", gone) as runner:
-        runner.submit(1, "u", "T", "e")
-        wait_until(lambda: finished(runner) == 1)
+        runner.submit(1, "https://x", "T", "e")
+        eventually(lambda: finished(runner) == 1)
         gone.mkdir()
-        runner.submit(2, "u", "T", "e")
-        wait_until(lambda: finished(runner) == 2)
+        runner.submit(2, "https://x", "T", "e")
+        eventually(lambda: finished(runner) == 2)
     assert "History download 1 could not be started: FileNotFoundError" in caplog.text
     assert (gone / "out-2").exists()
 
 
-def test_the_thread_has_its_name_and_is_gone_after_the_stop(tmp_path):
+def test_the_threads_have_their_name_and_are_gone_after_the_stop(tmp_path):
     with running("true", tmp_path):
-        assert "HistoryDownloads" in [t.name for t in threading.enumerate()]
-    assert "HistoryDownloads" not in [t.name for t in threading.enumerate()]
+        assert threads() == ["HistoryDownloads"] * 4
+    eventually(lambda: threads() == [])
     assert DownloadRunner(Template.parse("true"), tmp_path).stop(0)
 
 
 def test_the_output_of_a_command_holds_no_pipe_of_the_server_open(tmp_path):
     """A service manager that reads the server's output to its end must not wait for a download."""
+    (tmp_path / "noise.sh").write_text("echo $$ > pid-$1; echo noise; exec sleep 60")
     code = (
         "import pathlib, sys, time\nfrom data_pipeline.history.command import DownloadRunner, Template\n"
-        "cwd = pathlib.Path(sys.argv[1])\ntemplate = Template.parse('echo $$ > pid-{id}; echo noise; exec sleep 60')\n"
+        "cwd = pathlib.Path(sys.argv[1])\ntemplate = Template.parse('sh noise.sh {id}')\n"
         "runner = DownloadRunner(template, cwd)\n"
-        "runner.start(); runner.submit(1, 'u', 'T', 'e')\n"
+        "runner.start(); runner.submit(1, 'https://x', 'T', 'e')\n"
         "while not (cwd / 'pid-1').exists() or not (cwd / 'pid-1').read_text(): time.sleep(0.01)\nrunner.stop(5)\n"
     )
     done = subprocess.run(

@@ -1,6 +1,7 @@
-"""Templates of the download command: which places are taken, which are refused, and why."""
+"""Templates of the download command: which are taken, which are refused, and that no value of a client runs."""
 
 import os
+import pathlib
 import shutil
 import subprocess
 
@@ -9,33 +10,252 @@ from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import ConfigError
-from data_pipeline.history.command import Template
+from data_pipeline.history.command import Template, fit_values
 
 SHELLS = [shell for shell in ("/bin/sh", shutil.which("dash"), shutil.which("bash")) if shell]
 
-TAKEN = {
-    "curl {url}": 'curl "${GEX_URL}"',
-    "curl '{url}'": "curl ''\"${GEX_URL}\"''",
-    'curl "{url}"': 'curl "${GEX_URL}"',
-    "curl -o '{ticker}-{id}.json' {url}": "curl -o ''\"${GEX_TICKER}\"'-'\"${GEX_ID}\"'.json' \"${GEX_URL}\"",
-    "curl --url={url} x{ticker}y": 'curl --url="${GEX_URL}" x"${GEX_TICKER}"y',
-    "awk '{{print}}' {url}": "awk '{print}' \"${GEX_URL}\"",
-    "echo {{{url}}}": 'echo {"${GEX_URL}"}',
-    "echo ~{ticker} ~/{ticker}": 'echo ~"${GEX_TICKER}" ~/"${GEX_TICKER}"',
-    "URL={url} sh fetch.sh": 'URL="${GEX_URL}" sh fetch.sh',
-    'URL={url}; curl "$URL" > out-{id}': 'URL="${GEX_URL}"; curl "$URL" > out-"${GEX_ID}"',
-    "curl {url} # don't {ticker}": 'curl "${GEX_URL}" # don\'t {ticker}',
-    "cat <<EOF | curl -d @- {url}\nhello\nEOF": 'cat <<EOF | curl -d @- "${GEX_URL}"\nhello\nEOF',
-    "curl \\\n  {url}": 'curl \\\n  "${GEX_URL}"',
-    "(cd data && curl -O {url}) 2>&1": '(cd data && curl -O "${GEX_URL}") 2>&1',
-    "sh -c 'curl \"$GEX_URL\"'": "sh -c 'curl \"$GEX_URL\"'",
-}
-TAKEN_TOO = [
+# Where a shell or a program could take a value for code, or as the name of a file: each is refused.
+UNSAFE = [
+    'echo "$(curl {url})"',
+    "echo $(curl '{url}')",
+    "echo $(echo ')' {url})",
+    'echo "$(echo "a)" {url})"',
+    "echo $( (echo a) {url} )",
+    "echo `curl {url}`",
+    'echo "`curl \\`echo x\\` {url}`"',
+    "echo $(( {id} + 1 ))",
+    "echo $[{url}]",
+    'echo "$[ 1 + {url} ]"',
+    "echo $[1] {url}",
+    "echo {url} $[1]",
+    "echo ${{X:-{url}}}",
+    'echo "${{X:-{url}}}"',
+    "cat <(curl {url})",
+    "tee >(cat {url})",
+    "cat <<EOF\n{url}\nEOF",
+    "cat <<'EOF'\n{url}\nEOF",
+    "cat <<-EOF\n\t{url}\n\tEOF\n",
+    "cat <<{url}\nx",
+    "cat <<EOF\nx\nEOF\ncurl {url}",
+    "echo $'{url}'",
+    "echo $'a\\'b' {url}",
+    'echo $"{url}"',
+    "echo \"${{X:-'a'}}\" {url}",
+    'echo {url} "${{X:-"a"}}"',
+    "echo ${url}",
+    'echo "${url}"',
+    "echo \\{url}",
+    'echo "\\{url}"',
+    "echo $\\\n(echo {url})",
+    "((x = {id}))",
+    "sh -c 'curl {url}'",
+    'bash -ec "curl {url}"',
+    "sh -c 'curl \"$1\"' sh {url}",
+    "sh -s {url}",
+    "sh {url}",
+    "sh -x {url}",
+    "/bin/sh -c {url}",
+    "'sh' -c {url}",
+    "s\\h -c {url}",
+    "eval curl {url}",
+    "e''val curl {url}",
+    "su -c 'curl {url}' bot",
+    "ssh host curl {url}",
+    "xargs sh -c {url}",
+    "xargs -I X curl X {url}",
+    "make URL={url}",
+    "sed 's/x/{url}/' file",
+    "find . -name {ticker} -exec sh -c 'x' ';'",
+    "sqlite3 x.db 'insert into t values (\"{url}\")'",
+    "python -c \"print('{url}')\"",
+    "python3 -uc 'print(\"{url}\")'",
+    "python -m timeit {url}",
+    "python {url}",
+    "perl -e 'print 1' {url}",
+    "node -e 'x' {url}",
+    "awk '{{print \"{url}\"}}' file",
+    "mytool -c {ticker}",
+    "mytool --exec='{url}'",
+    "docker run image sh -c 'curl {url}'",
+    "timeout 60 sh -c 'curl {url}'",
+    "env A=b bash -c 'curl {url}'",
+    "env -S 'curl {url}'",
+    "nohup nice -n 5 sudo -u bot sh -c 'curl {url}' &",
+    "if true; then sh -c '{url}'; fi",
+    "A=b sh -c '{url}'",
+    "x && ! sh -c '{url}'",
+    "echo 'curl {url}' | sh",
+    "echo {url} | tee log | bash -s",
+    "{{ echo {url}; }} | (cat; sh)",
+    "echo {url} | sudo sh -",
+    "echo {url} | xargs curl",
+    "echo {url} | python",
+    "echo {url} | while read -r u; do curl $u; done",
+    "echo {url} | case x in x) sh;; esac",
+    "sh <<< {url}",
+    "echo {url} | `echo sh`",
+    "{url}",
+    "'{url}' x",
+    "/opt/{ticker}/run",
+    "true; {url}",
+    "true | {url}",
+    "true &\n{url}",
+    "A=b {url}",
+    '"A={url}" b',
+    "if {url}; then true; fi",
+    "> log {url}",
+    "nohup {url}",
+    "time {url}",
+    "env A=b {url}",
+    "timeout {id} curl x",
+    "$TOOL {url}",
+    "$HOME/bin/fetch {url}",
+    '$HOME/bin/fetch "$GEX_URL"',
+    "`echo eval` {url}",
+    "export A={url}",
+    "cd {ticker}",
+    "set -- {url}",
+    "for u in {url}; do curl $u; done",
+    "read -r x{ticker}",
+    "trap 'echo {url}' EXIT",
+    ". ./{ticker}",
+    "[[ -v {url} ]]",
+    "test {endpoint} {url}",
+    "[ -v {url} ]",
+    "printf {url}",
+    "printf -v {ticker} x",
+    'f() {{ eval "$1"; }}; f {url}',
+    'function f {{ eval "$1"; }}; f {url}',
+    "a=({url})",
+    "case {url} in x) true;; esac",
+    'curl "x$(case a in a) echo {url};; esac)"',
+    "PATH={url} ls",
+    "LD_PRELOAD={url} ls",
+    "env BASH_ENV={url} bash x.sh",
+    "U={url}; curl $U",
+    'U={url}; eval "$U"',
+    'U={url}; V="x$U"; sh -c "$V"',
+    'U={url}; echo "$(sh -c "$U")"',
+    "U={url} sh -c 'curl \"$U\"'",
+    'U={url}; cat < "$U"',
+    "U={url}; export U; sh -c 'curl $U'",
+    "U={url}; echo $((U))",
+    "env U={url} sh -c 'curl $U'",
+    "docker run -e U={url} image sh -c 'curl ${{U}}'",
+    "curl $GEX_URL",
+    'sh -c "curl $GEX_URL"',
+    'sh -c "curl ${{GEX_URL}}"',
+    'curl x > "$GEX_TICKER"',
+    'echo "$GEX_URL" | sh',
+    "time {{ {url}; }}",
+    "curl x > {ticker}",
+    "curl x >> 'out/{ticker}.json'",
+    "cat < {url}",
+    "echo '{url}",
+    'echo "{url}',
+    "echo {url} \\",
+    "echo $(echo {url}",
+    "echo {url} $(echo",
+    "(echo {url}",
+    "echo {url} )",
+    "echo {url} ${{X",
+    "echo {url} `x",
+    "echo {url} >",
+    "URL={url} make",
+    "make URL='$(GEX_URL)'",
+    "make fetch URL={url}",
+    "printf {url} > job.sh && sh job.sh",
+    "printf '%s' {url} > job.sh && sh job.sh",
+    "printf '%s' {url} > job.sh; ./job.sh",
+    "sh job.sh; printf '%s' {url} > job.sh",
+    "curl -o job.sh -- {url} && sh job.sh",
+    "curl -o job-{id}.sh -- {url} && sh job-{id}.sh",
+    "curl -o cat -- {url}; ./cat x",
+    "sh job.sh {url} >> job.sh",
+    "sh job.sh {url} | tee -a ./job.sh",
+    "./fetch {url} > job.sh && sh job.sh",
+    "sort --compress-program={url} x",
+    "/usr/bin/sort --compress-program={url} x",
+    "sort --compress-program {ticker} x",
+    "tar --to-command={url} -xf x",
+    "tar -xf {ticker}",
+    "tar xf x --checkpoint-action=exec={ticker}",
+    "git -c core.pager={url} log",
+    "git clone {ticker}",
+    "curl -K {ticker}",
+    "printf '%s' {ticker} | curl -K -",
+    "printf '%s' {ticker} | curl --config -",
+    "curl -{ticker} https://x",
+    "curl -O {url}",
+    "curl -fsSLO {url}",
+    "curl -J --remote-name {url}",
+    "curl -o '#1' {url}",
+    "curl -o {ticker} -- {url}",
+    "curl --create-dirs -o {url} {url}",
+    "wget {url}",
+    "wget -e {ticker} -O x",
+    "wget -i - -O {url}",
+    "pip install {url}",
+    "npx {ticker}",
+    "venv/bin/pip install {url}",
+    "python3 venv/bin/pip install {url}",
+    "docker run {ticker}",
+    "export URL={url}; make",
+    "env X={url} make",
+    "sudo sh fetch.sh {url}",
+    "exec sh fetch.sh {url}",
+    "time sh fetch.sh {url}",
+    "source ./env; sh fetch.sh {url}",
+    "mv x {ticker}",
+    "cp x {url}",
+    "tee {ticker}",
+    "cat {ticker}",
+    "rm -f {ticker}",
+    "ls * {url}",
+    "echo ? {url}",
+    "echo {url} # it",
+    "sh fetch.sh {url} &> log",
+    "sh fetch.sh {url} >| log",
+    "sh fetch.sh {url} >& log",
+    "sh fetch.sh {url} 2>&1x",
+    "sh /dev/stdin {url}",
+    "sh - {url}",
+    "sh fetch-{ticker}.sh",
+    "./fetch -c {ticker}",
+    "./fetch --on-exec {url}",
+    "./fetch --exec={url}",
+    "./run sh -c {url}",
+    "./run bash {url}",
+    "~/bin/env sh -c {url}",
+    "echo\xa0{url}",
+    "2>&1 echo {url}",
+    "> log echo {url}",
+    "a=b echo {url}",
+    "unknown {url}",
+    "sh a.sh {url}; sh b.sh",
+    "python3 fetch.py {url} || python3 alert.py {url}",
+    "sh fetch.sh {url} || echo {url} >> failed",
+    "curl -- {url} | sh",
+    "curl -- {url} | python3 load.py",
+    "curl -- {url} | ./load",
+    "echo {url} \\\\; sh",
+    'echo "a\\\\" {url}',
+]
+# What may well be safe, but takes more of the shell's grammar than is followed here.
+BEYOND_THE_GRAMMAR = [
+    "curl -o '{ticker}-{id}.json' {url}",
+    "curl --url={url} x{ticker}y",
+    "awk '{{print}}' {url}",
+    "echo {{{url}}}",
+    "URL={url} sh fetch.sh",
+    'URL={url}; curl "$URL" > out-{id}',
+    "curl {url} # don't {ticker}",
+    "cat <<EOF | curl -d @- {url}\nhello\nEOF",
+    "(cd data && curl -O {url}) 2>&1",
+    "sh -c 'curl \"$GEX_URL\"'",
     "python3.11 -c 'import sys; print(sys.argv)' {url}",
-    "python -u fetch.py {url}",
     "python -m mytool {url}",
     "python - {url} <<'X'\nprint(1)\nX",
-    "bash -eu fetch.sh {url}",
     ". venv/bin/activate && python fetch.py {url}",
     "if true; then curl {url}; fi",
     "while read -r x; do curl {url}; done < list",
@@ -59,153 +279,44 @@ TAKEN_TOO = [
     'echo $(curl "$GEX_URL")',
     "git clone -- {url}",
 ]
-
+# template -> what the shell gets
+TAKEN = {
+    "curl {url}": 'curl "${GEX_URL}"',
+    "curl '{url}'": "curl ''\"${GEX_URL}\"''",
+    'curl "{url}"': 'curl "${GEX_URL}"',
+    "echo ~{ticker} ~/{ticker}": 'echo ~"${GEX_TICKER}" ~/"${GEX_TICKER}"',
+    "curl \\\n  {url}": 'curl \\\n  "${GEX_URL}"',
+    "curl -o {id}.json -- '{url}'": "curl -o \"${GEX_ID}\".json -- ''\"${GEX_URL}\"''",
+    "sh fetch.sh {url}": 'sh fetch.sh "${GEX_URL}"',
+    "curl -d '{{\"id\": {id}}}' 'https://x/{ticker}'": "curl -d '{\"id\": '\"${GEX_ID}\"'}' 'https://x/'\"${GEX_TICKER}\"''",
+}
+TAKEN_TOO = [
+    "python -u fetch.py {url}",
+    "bash -eu fetch.sh {url}",
+    "python3 fetch.py {url} {ticker}",
+    "curl -- {url} | gzip > x",
+    "curl -fsSL {url} | gzip > {id}.json.gz",
+    "/usr/bin/curl -sS {url} -o {id}.json",
+    'venv/bin/python scripts/backfill.py --url {url} --ticker={ticker} --endpoint "{endpoint}" >> download.log 2>&1',
+    "cd data && ./fetch {url} '{ticker}' 2> errors-{id}.log || echo 'failed: {id}' >> failed.log",
+    "~/bin/fetch -- {url} &",
+    "/opt/gex/fetch {url}",
+    "/usr/local/bin/fetch {url}",
+    "wget -q -O {id}.json -- {url}",
+    "wget -qO- {url} | jq . > {id}.json\nsleep 1",
+    "mkdir -p out; curl -o out/{id}.part {url} && mv out/{id}.part out/{id}.json",
+    "printf '%s\\n' {url} {ticker} >> links.txt",
+    "logger -t gex 'link {id}: {url}'",
+    "curl -XPOST -H 'A: b' -d @body.json -- {url}",
+    "node fetch.js {url}",
+    "perl fetch.pl {url}",
+    "sh -eu fetch.sh {url} < /dev/null",
+    "true {id} {url} '{ticker}' \"{endpoint}\"",
+    "make",
+    "sh -c 'exec make $X' | sort",
+]
 # template -> words of the reason
-REFUSED = {
-    # nested code
-    'echo "$(curl {url})"': "inside $(…)",
-    "echo $(curl '{url}')": "inside $(…)",
-    "echo $(echo ')' {url})": "inside $(…)",
-    'echo "$(echo "a)" {url})"': "inside $(…)",
-    "echo $( (echo a) {url} )": "inside $(…)",
-    "echo `curl {url}`": "inside `…`",
-    'echo "`curl \\`echo x\\` {url}`"': "inside `…`",
-    "echo $(( {id} + 1 ))": "inside $((…))",
-    "echo $[{url}]": "arithmetic to bash",
-    'echo "$[ 1 + {url} ]"': "arithmetic to bash",
-    "echo $[1] {url}": "arithmetic to bash",
-    "echo {url} $[1]": "sh and bash read differently",
-    "echo ${{X:-{url}}}": "inside ${…}",
-    'echo "${{X:-{url}}}"': "inside ${…}",
-    "cat <(curl {url})": "process substitution",
-    "tee >(cat {url})": "process substitution",
-    "cat <<EOF\n{url}\nEOF": "heredoc",
-    "cat <<'EOF'\n{url}\nEOF": "heredoc",
-    "cat <<-EOF\n\t{url}\n\tEOF\n": "heredoc",
-    "cat <<{url}\nx": "redirection",
-    "cat <<EOF\nx\nEOF\ncurl {url}": "heredoc",
-    # quoting that shells read differently
-    "echo $'{url}'": "inside $'…'",
-    "echo $'a\\'b' {url}": "backslash in it",
-    'echo $"{url}"': 'inside $"…"',
-    "echo \"${{X:-'a'}}\" {url}": "quotes or braces",
-    'echo {url} "${{X:-"a"}}"': "sh and bash read differently",
-    "echo ${url}": "follows a $",
-    'echo "${url}"': "follows a $",
-    "echo \\{url}": "follows a backslash",
-    'echo "\\{url}"': "follows a backslash",
-    "echo $\\\n(echo {url})": "without a blank before the backslash",
-    "((x = {id}))": "sh and bash read differently",
-    # programs that run their arguments
-    "sh -c 'curl {url}'": "could be taken for code",
-    'bash -ec "curl {url}"': "could be taken for code",
-    "sh -c 'curl \"$1\"' sh {url}": "could be taken for code",
-    "sh -s {url}": "could be taken for code",
-    "sh {url}": "take it for a script",
-    "sh -x {url}": "take it for a script",
-    "/bin/sh -c {url}": "could be taken for code",
-    "'sh' -c {url}": "could be taken for code",
-    "s\\h -c {url}": "could be taken for code",
-    "eval curl {url}": "eval runs commands",
-    "e''val curl {url}": "eval runs commands",
-    "su -c 'curl {url}' bot": "su runs commands",
-    "ssh host curl {url}": "ssh runs commands",
-    "xargs sh -c {url}": "xargs runs commands",
-    "xargs -I X curl X {url}": "xargs runs commands",
-    "make URL={url}": "make runs commands",
-    "sed 's/x/{url}/' file": "sed runs commands",
-    "find . -name {ticker} -exec sh -c 'x' ';'": "find runs commands",
-    "sqlite3 x.db 'insert into t values (\"{url}\")'": "sqlite3 runs commands",
-    "python -c \"print('{url}')\"": "inside the code of python",
-    "python3 -uc 'print(\"{url}\")'": "could be taken for code",
-    "python -m timeit {url}": "may run what it is given",
-    "python {url}": "take it for a script",
-    "perl -e 'print 1' {url}": "could be taken for code",
-    "node -e 'x' {url}": "could be taken for code",
-    "awk '{{print \"{url}\"}}' file": "awk would take it",
-    "mytool -c {ticker}": "after -c",
-    "mytool --exec='{url}'": "after --exec",
-    "docker run image sh -c 'curl {url}'": "could be taken for code",
-    "timeout 60 sh -c 'curl {url}'": "could be taken for code",
-    "env A=b bash -c 'curl {url}'": "could be taken for code",
-    "env -S 'curl {url}'": "could be taken for code",
-    "nohup nice -n 5 sudo -u bot sh -c 'curl {url}' &": "could be taken for code",
-    "if true; then sh -c '{url}'; fi": "could be taken for code",
-    "A=b sh -c '{url}'": "could be taken for code",
-    "x && ! sh -c '{url}'": "could be taken for code",
-    # input of a shell
-    "echo 'curl {url}' | sh": "read its program from a pipe",
-    "echo {url} | tee log | bash -s": "could be taken for code",
-    "{{ echo {url}; }} | (cat; sh)": "read its program from a pipe",
-    "echo {url} | sudo sh -": "read its program from a pipe",
-    "echo {url} | xargs curl": "xargs runs commands",
-    "echo {url} | python": "read its program from a pipe",
-    "echo {url} | while read -r u; do curl $u; done": "into a variable",
-    "echo {url} | case x in x) sh;; esac": "flows by pipe",
-    "sh <<< {url}": "target of a redirection",
-    "echo {url} | `echo sh`": "it comes after",
-    # where a command's name stands
-    "{url}": "choose the program",
-    "'{url}' x": "choose the program",
-    "/opt/{ticker}/run": "choose the program",
-    "true; {url}": "choose the program",
-    "true | {url}": "choose the program",
-    "true &\n{url}": "choose the program",
-    "A=b {url}": "choose the program",
-    '"A={url}" b': "choose the program",
-    "if {url}; then true; fi": "choose the program",
-    "> log {url}": "choose the program",
-    "nohup {url}": "choose the program",
-    "time {url}": "choose the program",
-    "env A=b {url}": "choose the program",
-    "timeout {id} curl x": "before the command",
-    "$TOOL {url}": "must be plain text",
-    "$HOME/bin/fetch {url}": "must be plain text",
-    '$HOME/bin/fetch "$GEX_URL"': "must be plain text",
-    "`echo eval` {url}": "must be plain text",
-    # the shell's own
-    "export A={url}": "the shell's own export",
-    "cd {ticker}": "the shell's own cd",
-    "set -- {url}": "the shell's own set",
-    "for u in {url}; do curl $u; done": "the shell's own for",
-    "read -r x{ticker}": "the shell's own read",
-    "trap 'echo {url}' EXIT": "the shell's own trap",
-    ". ./{ticker}": "the shell's own .",
-    "[[ -v {url} ]]": "the shell's own [[",
-    "test {endpoint} {url}": "only -n, -z, = and !=",
-    "[ -v {url} ]": "only -n, -z, = and !=",
-    "printf {url}": "its format",
-    "printf -v {ticker} x": "its format",
-    'f() {{ eval "$1"; }}; f {url}': "function",
-    'function f {{ eval "$1"; }}; f {url}': "function",
-    "a=({url})": "function or an array",
-    "case {url} in x) true;; esac": "case",
-    'curl "x$(case a in a) echo {url};; esac)"': "case",
-    # variables
-    "PATH={url} ls": "meaning of its own",
-    "LD_PRELOAD={url} ls": "meaning of its own",
-    "env BASH_ENV={url} bash x.sh": "meaning of its own",
-    "U={url}; curl $U": "outside double quotes",
-    'U={url}; eval "$U"': "eval runs commands",
-    'U={url}; V="x$U"; sh -c "$V"': "could be taken for code",
-    'U={url}; echo "$(sh -c "$U")"': "outside double quotes",
-    "U={url} sh -c 'curl \"$U\"'": "outside double quotes",
-    'U={url}; cat < "$U"': "choose the file",
-    "U={url}; export U; sh -c 'curl $U'": "outside double quotes",
-    "U={url}; echo $((U))": "outside double quotes",
-    "env U={url} sh -c 'curl $U'": "$U is used in the same text",
-    "docker run -e U={url} image sh -c 'curl ${{U}}'": "$U is used in the same text",
-    "curl $GEX_URL": "split into words",
-    'sh -c "curl $GEX_URL"': "could be taken for code",
-    'sh -c "curl ${{GEX_URL}}"': "could be taken for code",
-    'curl x > "$GEX_TICKER"': "choose the file",
-    'echo "$GEX_URL" | sh': "read its program from a pipe",
-    "time {{ {url}; }}": "choose the program",
-    # files the shell opens
-    "curl x > {ticker}": "choose the file",
-    "curl x >> 'out/{ticker}.json'": "choose the file",
-    "cat < {url}": "choose the file",
-    # braces
+NO_TEMPLATE = {
     "echo {nope}": "unknown placeholder '{nope}'",
     "echo {}": "unknown placeholder",
     "echo {0}": "unknown placeholder",
@@ -214,23 +325,15 @@ REFUSED = {
     "echo {url[0]}": "unknown placeholder",
     "echo {id!r}": "no conversion or format",
     "echo {url:>10}": "no conversion or format",
-    "echo {url": "{ without its }",
-    "echo }": "} without its {",
-    "echo {{url}": "} without its {",
-    # no command
-    "echo '{url}": "' without its end",
-    'echo "{url}': '" without its end',
-    "echo {url} \\": "backslash at the end",
-    "echo $(echo {url}": "inside $(…)",
-    "echo {url} $(echo": "( without its )",
-    "(echo {url}": "( without its )",
-    "echo {url} )": ") without its (",
-    "echo {url} ${{X": "${ without its }",
-    "echo {url} `x": "` without its end",
-    "echo {url} >": "without its target",
-    "echo {url}; fi": "the shell refuses it",
+    "echo {url": "a brace without its other",
+    "echo }": "a brace without its other",
+    "echo {{url}": "a brace without its other",
     "fi": "the shell refuses it",
+    "echo {id} &&": "the shell refuses it",
+    "echo {id} ;; echo": "the shell refuses it",
     "echo \x07{url}": "control character",
+    "echo \x01": "control character",
+    "echo \ud800": "control character",
     "  ": "no command",
 }
 
@@ -241,22 +344,104 @@ def test_a_safe_template_becomes_references_fit_for_their_places(template):
 
 
 @pytest.mark.parametrize("template", TAKEN_TOO)
-def test_a_safe_template_is_taken(template):
+def test_a_simple_template_is_taken(template):
     Template.parse(template)
 
 
-@pytest.mark.parametrize("template", REFUSED)
-def test_an_unsafe_template_is_refused_in_one_line_with_its_reason(template):
+def refusal(template: str) -> str:
     with pytest.raises(ConfigError) as caught:
         Template.parse(template)
     text = str(caught.value)
-    assert REFUSED[template] in text
-    assert text.startswith("HISTORY_DOWNLOAD_COMMAND: ") and "\n" not in text
+    assert text.startswith("HISTORY_DOWNLOAD_COMMAND: ") and text.isprintable() and len(text) < 300
+    return text
 
 
-def test_the_place_of_a_refused_placeholder_is_named():
-    with pytest.raises(ConfigError, match=r"\{url\} at character 25:"):
-        Template.parse("curl '{ticker}' \"$(curl {url})\"")
+@pytest.mark.parametrize("template", UNSAFE + BEYOND_THE_GRAMMAR)
+def test_what_is_outside_the_grammar_is_refused_in_one_line_that_says_put_it_into_a_script(template):
+    assert refusal(template).endswith("; put it into a script, as in: sh fetch.sh {url}")
+
+
+@pytest.mark.parametrize("template", NO_TEMPLATE)
+def test_what_is_no_template_is_refused_in_one_line_with_its_reason(template):
+    assert NO_TEMPLATE[template] in refusal(template)
+
+
+def test_the_refused_piece_is_named_with_its_placeholders():
+    assert "'-o {ticker}.json': a value must not stand in an option" in refusal("curl -o '{ticker}.json' -- {url}")
+
+
+def test_a_template_that_names_no_value_is_the_operators_own():
+    assert (
+        Template.parse("for x in $(ls *.todo); do make ${{x}}; done").text
+        == "for x in $(ls *.todo); do make ${x}; done"
+    )
+
+
+HOSTILE = "'\"`touch canary`$(touch canary)\\;touch canary\n*~ $X ${X} |touch canary&#\\"
+TRICKS = [
+    HOSTILE,
+    "$(touch canary)",
+    "`touch canary`",
+    "';touch canary;'",
+    '";touch canary;"',
+    "\ntouch canary\n",
+    "x\noutput=canary",
+    "touch canary",
+    "./canary.sh",
+    "canary.sh",
+    "sh -c 'touch canary'",
+    "exec=./canary.sh",
+    "ext::sh -c 'touch canary'",
+    "|touch canary",
+    "&touch canary",
+    "a[$(touch canary)]",
+    "() { :;}; touch canary",
+    "__import__('os').system('touch canary')",
+    "../../canary",
+    "> canary",
+    "{touch,canary}",
+    "%s%n\\0",
+]
+
+
+def test_no_template_that_is_taken_runs_anything_of_any_hostile_value(tmp_path):
+    """Every template above that passes, with every trick in every value, under the real shell."""
+    folder, programs = tmp_path / "root", tmp_path / "programs"
+    for name in ("", "bin", "data", "scripts", "venv/bin"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    programs.mkdir()
+
+    def program(path: pathlib.Path, text: str = '#!/bin/sh\nprintf "%s\\n" "$@"\n') -> None:
+        path.write_text(text)
+        path.chmod(0o755)
+
+    for path in ("fetch", "fetch.sh", "job.sh", "x", "load", "data/fetch", "bin/fetch"):
+        program(folder / path)
+    for path in ("fetch.py", "load.py", "look.py", "scripts/backfill.py"):
+        program(folder / path, "import sys\nprint(*map(ascii, sys.argv))\n")
+    program(folder / "canary.sh", "#!/bin/sh\ntouch canary\n")
+    # curl and wget that write their last argument, as a server might answer, to where they are told.
+    downloader = (
+        '#!/bin/sh\nto=/dev/stdout\nfor a; do case $b in -o|-O) to=$a;; esac; b=$a; done\nprintf "%s\\n" "$b" > "$to"\n'
+    )
+    program(programs / "curl", downloader)
+    program(programs / "wget", downloader)
+    for name in ("make", "logger", "sleep", "node"):
+        program(programs / name, "#!/bin/sh\ncat\n")
+    taken = 0
+    for template in [*UNSAFE, *BEYOND_THE_GRAMMAR, *TAKEN, *TAKEN_TOO]:
+        try:
+            command = Template.parse(template).text
+        except ConfigError:
+            continue
+        taken += 1
+        for trick in TRICKS:
+            values = fit_values(taken, "https://x/" + trick, trick, trick)
+            environment = {b"PATH": f"{programs}:{os.environ['PATH']}".encode(), b"HOME": bytes(folder)} | values
+            arguments = ["/bin/sh", "-c", command]
+            subprocess.run(arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+            assert not list(tmp_path.glob("**/canary")), f"{template!r} with {trick!r}"
+    assert taken == len(TAKEN) + len(TAKEN_TOO)
 
 
 # The more often a piece is named, the more often it comes: places for values are what is looked for.
@@ -264,33 +449,13 @@ def test_the_place_of_a_refused_placeholder_is_named():
 PIECES = st.sampled_from(
     ["{url}", "{ticker}", "x{url}y"] * 6
     + ["'", '"', " ", "; printf '<%s>' "] * 4
-    + [
-        "a",
-        "=",
-        "$X",
-        "${{X}}",
-        "$(echo r s)",
-        "`echo t u`",
-        "$((1+2))",
-        "$[1+",
-        "]",
-        "#",
-        "~",
-        "*",
-        "?",
-        "\n",
-        " \\\n",
-        "\\a",
-        " | cat ",
-    ]
-    * 2
-    + ["\\", "\\\n", "-", ";", "|", "&&", "(", ")", "<", ">", "<<E\n", "{{", "}}", "$", "!", "$'", "A=", "if ", "E\n"]
+    + ["a", "=", ":", "\n", " \\\n", " | cat ", " > {id}", " 2>&1 "] * 2
+    + ["\\", "\\\n", "-", ";", "|", "&&", "(", ")", "<", ">", "{{", "}}", "$", "`", "#", "*", "?", "!", "[", "2"]
 )
-HOSTILE = "'\"`touch canary`$(touch canary)\\;touch canary\n*~ $X ${X} |touch canary&#\\"
 
 
 def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
-    env = {"PATH": os.environ["PATH"], "X": "x y", "GEX_URL": url, "GEX_TICKER": ticker}
+    env = {"PATH": os.environ["PATH"], "X": "x y", "GEX_URL": url, "GEX_TICKER": ticker, "GEX_ID": "7"}
     done = subprocess.run(
         [shell, "-c", command],
         env=env,
@@ -299,7 +464,7 @@ def _output(shell: str, command: str, url: str, ticker: str, cwd) -> bytes:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    return done.stdout
+    return done.stdout + b"".join(path.read_bytes() for path in sorted(cwd.iterdir()))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -310,15 +475,19 @@ def test_what_is_taken_does_with_any_value_what_the_plain_text_does_with_a_plain
         command = Template.parse(template).text
     except ConfigError:
         reject()
-    assume("GEX_" in command and "$$" not in command and "$!" not in command)  # process ids differ from run to run
-    cwd = tmp_path_factory.getbasetemp() / "empty"
-    shutil.rmtree(cwd, ignore_errors=True)
-    cwd.mkdir()
+    # Two of a pipe that write to one file do so in any order.
+    assume("GEX_" in command and not ("|" in command and ">" in command.replace("<%s>", "")))
     for shell in SHELLS[1:]:
-        plain = _output(shell, template.format(url=".Qurl.", ticker=".Qtick."), "", "", cwd)
-        assert _output(shell, command, ".Qurl.", ".Qtick.", cwd) == plain
-        hostile = _output(shell, command, HOSTILE, HOSTILE + "2", cwd)
-        assert not (cwd / "canary").exists()
+
+        def output(text: str, url: str, ticker: str) -> bytes:
+            cwd = tmp_path_factory.getbasetemp() / "empty"
+            shutil.rmtree(cwd, ignore_errors=True)
+            cwd.mkdir()
+            return _output(shell, text, url, ticker, cwd)
+
+        plain = output(template.format(url=".Qurl.", ticker=".Qtick.", id="7"), "", "")
+        assert output(command, ".Qurl.", ".Qtick.") == plain
+        hostile = output(command, HOSTILE, HOSTILE + "2")
         assert hostile == plain.replace(b".Qurl.", HOSTILE.encode()).replace(b".Qtick.", HOSTILE.encode() + b"2")
 
 

@@ -41,7 +41,7 @@ LISTED = WITH_VALUES | frozenset(
     " test touch tr wc zstd".split()
 )
 # Options of the first that take no argument, or an address: a value may stand behind them.
-FLAGS = re.compile("--|-[fgknqsvSL46]+|-q?O-|--(?:silent|show-error|fail|location|compressed|quiet|url)")
+FLAGS = re.compile("--?|-[fgknqsvSL46]+|-q?O-|--(?:silent|show-error|fail|location|compressed|quiet|url)")
 # With these curl lets the client, or what comes by pipe, name the file it writes.  (-XPOST is none of them.)
 CURL_CHOOSES = re.compile("-[a-zA-WYZ]*[OJK]|--(?:rem|conf)|.*#", re.DOTALL)
 WGET_OUTPUT = re.compile("-q?O.*|--output-document.*", re.DOTALL)

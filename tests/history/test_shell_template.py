@@ -307,6 +307,7 @@ TAKEN_TOO = [
     "mkdir -p out; curl -o out/{id}.part {url} && mv out/{id}.part out/{id}.json",
     "printf '%s\\n' {url} {ticker} >> links.txt",
     "logger -t gex 'link {id}: {url}'",
+    "curl -o - {url} | gzip > {id}.gz",
     "curl -XPOST -H 'A: b' -d @body.json -- {url}",
     "node fetch.js {url}",
     "perl fetch.pl {url}",

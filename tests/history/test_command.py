@@ -323,7 +323,9 @@ def test_a_stop_starts_no_more_leaves_what_runs_and_names_what_was_not_started(t
 def test_a_link_that_a_thread_takes_as_the_stop_comes_has_run_or_is_named(tmp_path, caplog):
     caplog.set_level(logging.INFO, "webhook")
     between = 0
-    while not between:  # until the stop came between taking a link and starting its child at least once
+    for _ in range(200):  # until the stop came between taking a link and starting its child at least once
+        if between:
+            break
         runner = DownloadRunner(Template.parse("true {id}"), tmp_path)
         runner.start()
         stop = threading.Thread(target=runner.stop, args=(5,))
@@ -340,6 +342,7 @@ def test_a_link_that_a_thread_takes_as_the_stop_comes_has_run_or_is_named(tmp_pa
         between = len(re.findall(r"History download \d+ stays queued: the server stops", caplog.text))
         assert stats["started"] + sum(map(int, left)) + between == 6, stats
         caplog.clear()
+    assert between
 
 
 def test_links_beyond_the_room_are_logged_and_not_lost_silently(tmp_path, caplog):

@@ -41,8 +41,7 @@ class Template:
     def parse(cls, text: str) -> "Template":
         """Read a template with {id} {url} {ticker} {endpoint}, braces doubled as for str.format.
 
-        Raises ConfigError with one line for a placeholder outside the closed
-        grammar of `shell_template`, and for what the shell says is no command.
+        Raises ConfigError with one line for what `safe_command` refuses and for what is no command to the shell.
         """
         command = safe_command(text)
         # With -n the shell reads the command and runs nothing.
@@ -56,9 +55,8 @@ class Template:
 def fit_values(job_id: int, url: str, ticker: str, endpoint: str) -> dict[bytes, bytes]:
     """The variables that carry a link's values, in UTF-8 (a lone surrogate as the three bytes it would be there).
 
-    Raises UnfitValue for what no command may get: a NUL character, more than
-    VALUE_LIMIT bytes, a text that begins with `-`, which programs take for an
-    option, and a url that is no http(s) address.
+    Raises UnfitValue for what no command may get: a NUL character, more than VALUE_LIMIT bytes, a text that begins
+    with `-`, which programs take for an option, and a url that is no http(s) address.
     """
     made = {}
     for name, value in {"id": str(job_id), "url": url, "ticker": ticker, "endpoint": endpoint}.items():
@@ -83,17 +81,16 @@ def child_environment(values: dict[bytes, bytes]) -> dict[bytes, bytes]:
 class DownloadRunner:
     """Runs the command for one link after another, on `at_once` threads named HistoryDownloads.
 
-    cwd: the folder the command runs in (the project root).  A child has a
-    session of its own and /dev/null for its input and its outputs (a command
-    that is to leave a log redirects itself).  Up to `room` links wait in
-    memory; one beyond that is logged and stays in its queue in the database,
-    as does one that was still waiting at the stop.  What runs at the stop is
-    left to finish.
+    cwd: the folder the command runs in (the project root).  A child has a session of its own and /dev/null for its
+    input and its outputs (a command that is to leave a log redirects itself).  Up to `room` links wait in memory; one
+    beyond that is logged and stays in its queue in the database, as does one that was still waiting at the stop.  What
+    runs at the stop is left to finish.
     """
 
     def __init__(self, template: Template, cwd: pathlib.Path, at_once: int = 4, room: int = 4000):
         self._template = template
         self._cwd = cwd
+        self._at_once = at_once
         # None asks a thread to end.
         self._waiting: queue.Queue[tuple[int, dict[bytes, bytes]] | None] = queue.Queue(room)
         self._lock = threading.Lock()  # guards the counts, the ids that run, and that nothing is put in after a stop
@@ -101,14 +98,11 @@ class DownloadRunner:
         self._running: set[int] = set()
         self._stopping = False
         self._starting = threading.Lock()  # held while a child is started, so that none is once the stop has it
-        self._threads = [
-            threading.Thread(target=self._run, name="HistoryDownloads", daemon=True) for _ in range(at_once)
-        ]
 
     def start(self) -> None:
         """Start the threads; links submitted before are run then."""
-        for thread in self._threads:
-            thread.start()
+        for _ in range(self._at_once):
+            threading.Thread(target=self._run, name="HistoryDownloads", daemon=True).start()
 
     def submit(self, job_id: int, url: str, ticker: str, endpoint: str) -> bool:
         """Hand in one link; False (and a log line) if its values are unfit or there is no room.  Never waits."""
@@ -151,8 +145,6 @@ class DownloadRunner:
         logger.error("History download %d %s", job_id, why)
         return False
 
-    # In the threads
-
     def _run(self) -> None:
         while job := self._waiting.get():
             self._download(*job)
@@ -164,7 +156,15 @@ class DownloadRunner:
                 self._turn_away(job_id, "dropped", "stays queued: the server stops")
                 return
             try:
-                child = self._spawn(values)
+                child = subprocess.Popen(
+                    [SHELL, "-c", self._template.text],
+                    cwd=self._cwd,
+                    env=child_environment(values),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
             except Exception as problem:  # whatever it is, this thread has the next link to run
                 self._turn_away(job_id, "failed", f"could not be started: {type(problem).__name__}")
                 return
@@ -173,25 +173,10 @@ class DownloadRunner:
                 self._running.add(job_id)
         code = child.wait()
         with self._lock:
-            self._running.remove(job_id)
+            self._running.discard(job_id)
             self._counts["failed" if code else "succeeded"] += 1
-        if code < 0:
-            logger.error("History download %d was ended by signal %d", job_id, -code)
-        else:
-            logger.log(
-                logging.ERROR if code else logging.INFO, "History download %d ended with exit code %d", job_id, code
-            )
-
-    def _spawn(self, values: dict[bytes, bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [SHELL, "-c", self._template.text],
-            cwd=self._cwd,
-            env=child_environment(values),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        logger.log(logging.ERROR if code else logging.INFO, "History download %d %s", job_id, how)
 
 
 def _some(ids: list[int]) -> str:

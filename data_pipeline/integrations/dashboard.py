@@ -7,6 +7,7 @@ that is down is tried.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import logging
@@ -23,8 +24,6 @@ ACCEPTED = (200, 202)
 # As much of an answer's body as is read to see that the answer is whole.
 BODY_LIMIT = 64 << 10
 
-Outcome = int | Exception  # the status of an answer, or why there is none
-
 
 class Unreachable(Exception):
     """The dashboard could not be connected to, or did not answer in time."""
@@ -33,11 +32,10 @@ class Unreachable(Exception):
 class Dashboard:
     """Offers links to the dashboard at `url`; safe to call from many threads.
 
-    url: http or https, credentials allowed; redirects are not followed and
-    proxies of the environment not used.  limit: seconds for one offer, name
-    resolution included; waiting: how many may wait at once, the others are
-    told False at once; down_for: seconds in which a dashboard that could not
-    be reached is not tried again, after which one call tries for all.
+    url: http or https, credentials allowed; redirects are not followed and proxies of the environment not used.
+    limit: seconds for one offer, name resolution included; waiting: how many may wait at once, the others are told
+    False at once; down_for: seconds in which a dashboard that could not be reached is not tried again, after which one
+    call tries for all.
     """
 
     def __init__(self, url: str, limit: float = 2.0, waiting: int = 4, down_for: float = 5.0):
@@ -68,15 +66,12 @@ class Dashboard:
             # requests, which the original used, sends no NaN either.
             body = json.dumps({"url": url, "ticker": ticker, "endpoint": endpoint}, allow_nan=False).encode("ascii")
         except (ValueError, RecursionError):
-            self._count("failed")
-            return False
+            return self._count("failed")
         if not self._waiting.acquire(blocking=False):
-            self._count("busy")
-            return False
+            return self._count("busy")
         if not self._may_try():
             self._waiting.release()
-            self._count("skipped_down")
-            return False
+            return self._count("skipped_down")
         try:
             status = self._ask(body)
         except Unreachable as problem:
@@ -97,9 +92,10 @@ class Dashboard:
         with self._lock:
             return {**self._counts, "down": self._down_since is not None}
 
-    def _count(self, what: str) -> None:
+    def _count(self, what: str) -> bool:
         with self._lock:
             self._counts[what] += 1
+        return False
 
     def _note(self, count: str, down: bool = False) -> None:
         with self._lock:
@@ -119,41 +115,42 @@ class Dashboard:
     def _ask(self, body: bytes) -> int:
         """The answer's status.  Raises Unreachable, or what http.client raises for an answer that is none.
 
-        The exchange has a daemon thread of its own: a socket's timeout bounds
-        one read, so without it a slow name server, or a peer that drips bytes,
-        would hold the caller beyond the limit.  The thread gives the place
-        among the waiting back when it ends.
+        The exchange has a daemon thread of its own: a socket's timeout bounds one read, so without the thread a slow
+        name server, or a peer that drips bytes, would hold the caller beyond the limit.  It gives the place among the
+        waiting back when it ends.
         """
         connection = self._kind(self._host, self._port, timeout=self._limit)
-        outcome: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        work = (connection, body, time.monotonic() + self._limit, outcome)
+        until = time.monotonic() + self._limit
+        outcome: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+        def exchange() -> None:
+            result: int | Exception
+            try:
+                result = self._status(connection, body, until)
+            except TimeoutError:
+                result = Unreachable("no answer in time")
+            except Exception as problem:
+                result = problem
+            connection.close()
+            self._waiting.release()
+            outcome.put(result)
+
         try:
-            threading.Thread(target=self._exchange, args=work, name="DashboardOffer", daemon=True).start()
+            threading.Thread(target=exchange, name="DashboardOffer", daemon=True).start()
         except RuntimeError:  # the system has no thread to give
             self._waiting.release()
             raise
         try:
             result = outcome.get(timeout=self._limit)
         except queue.Empty:
-            _cut(connection)
+            # Wake the exchange out of a read, so that a dripping peer does not keep it; it may have closed meanwhile.
+            if sock := connection.sock:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             raise Unreachable("no answer in time") from None
         if isinstance(result, Exception):
             raise result
         return result
-
-    def _exchange(
-        self, connection: http.client.HTTPConnection, body: bytes, until: float, outcome: "queue.SimpleQueue[Outcome]"
-    ) -> None:
-        result: Outcome
-        try:
-            result = self._status(connection, body, until)
-        except TimeoutError:
-            result = Unreachable("no answer in time")
-        except Exception as problem:
-            result = problem
-        connection.close()
-        self._waiting.release()
-        outcome.put(result)
 
     def _status(self, connection: http.client.HTTPConnection, body: bytes, until: float) -> int:
         try:
@@ -168,13 +165,3 @@ class Dashboard:
         if answer.length and len(read) < BODY_LIMIT:
             raise http.client.IncompleteRead(read, answer.length)
         return answer.status
-
-
-def _cut(connection: http.client.HTTPConnection) -> None:
-    """Wake the exchange out of a read, so that a dripping peer does not keep it."""
-    sock = connection.sock
-    try:
-        if sock is not None:
-            sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # closed in the meantime: the thread is awake already

@@ -1,9 +1,8 @@
 """The dashboard hand-over: each history link is offered there before it is queued here.
 
-The answer decides the reply to the client, so this is the one call to the
-outside that a request waits for, and everything about it is bounded: the
-time (in all, not per read), how many wait at once, and how often a dashboard
-that is down is tried.
+The answer decides the reply to the client, so this is the one call to the outside that a request waits for, and
+everything about it is bounded: the time (in all, not per read), how many wait at once, and how often a dashboard that
+is down is tried.
 """
 
 import base64

@@ -25,6 +25,7 @@ COMMANDS = {
     "import": "import_history",
     "history": "history",
     "archive": "archive",
+    "help": "help",
 }
 
 

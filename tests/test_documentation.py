@@ -1,4 +1,4 @@
-"""The README says what the code does: every setting, endpoint, table, module and command, both ways."""
+"""The pages say what the code does: every setting, endpoint, table, room and command, both ways."""
 
 import re
 import subprocess
@@ -46,9 +46,9 @@ def test_every_table_stands_in_the_readme_and_no_other():
     assert documented == made
 
 
-def test_every_room_and_top_module_stands_in_the_readme_and_no_other():
-    named = set(re.findall(r"`(\w+\.py|\w+/)`", section("How it works")))
+def test_every_room_and_top_module_stands_in_the_packages_readme_and_no_other():
     package = ROOT / "data_pipeline"
+    named = set(re.findall(r"`(\w+\.py|\w+/)`", (package / "README.md").read_text()))
     modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert named - {"data_pipeline/"} == modules | rooms
@@ -57,6 +57,12 @@ def test_every_room_and_top_module_stands_in_the_readme_and_no_other():
 def test_every_command_stands_in_the_readme_and_no_other():
     documented = set(re.findall(r"gex-bridge ([a-z][a-z-]+)", README))
     assert documented == set(cli.COMMANDS)
+
+
+def test_the_readme_has_at_most_200_lines_and_every_link_leads_somewhere():
+    assert len(README.splitlines()) <= 200
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
 
 
 def test_the_top_level_has_what_belongs_there_and_nothing_else():

@@ -342,6 +342,9 @@ class Check:
                     con, lambda *found: self._broken("tables", *found), lambda *found: self._note("tables", *found)
                 )
                 loaded = position(con, self._journal_id)
+            check_tables.check_indexes(
+                Database(self.database), self.counts["tables"], DATABASE_WAIT, self._broken, self._note
+            )
             if loaded < self._journal_end and not self.running:
                 waiting = self._journal_end - loaded
                 self._note(

@@ -31,7 +31,7 @@ def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], No
         if table not in found:
             broken(table, "the table is missing")
             continue
-        if not _is_ours(con, table, found[table], broken):
+        if not _is_ours(con, table, found[table], broken, note):
             continue
         rows[table] = _read(con, table)
         _check_keys(con, table, rows[table], broken)
@@ -46,6 +46,17 @@ def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], No
     return rows
 
 
+def check_indexes(file: database.Database, tables, wait: float, broken, note) -> None:
+    """Compare the indexes of the tables with their rows.  Raises DatabaseBusy after `wait` seconds, DatabaseDamaged."""
+    try:
+        misfits = file.misfits(tables, wait)
+    except OSError as problem:  # no hard links there, or no room for the log
+        note("tables", file.path, f"its indexes could not be compared with the tables: {problem}")
+        return
+    for table in misfits:
+        broken("tables", table, "an index lacks rows of it; it is built anew as soon as one of them is replaced")
+
+
 def _columns(con) -> dict[str, list[tuple]]:
     """table -> (column, type, may be null), in order."""
     found: dict[str, list[tuple]] = {}
@@ -57,11 +68,15 @@ def _columns(con) -> dict[str, list[tuple]]:
     return found
 
 
-def _is_ours(con, table: str, columns: list[tuple], broken) -> bool:
+def _is_ours(con, table: str, columns: list[tuple], broken, note) -> bool:
     keys = schema.KEYS[table]
     wanted = [
         (name, kind.split()[0], "NOT NULL" not in kind and name not in keys) for name, kind in schema.TABLES[table]
     ]
+    theirs = [name for name, *_ in columns if name not in schema.columns(table)]
+    if theirs:
+        note(table, f"has columns that are not ours, which are left alone: {', '.join(map(ascii, theirs))}")
+    columns = [column for column in columns if column[0] not in theirs]
     if columns != wanted:
         odd = [c[0] for c in columns if c not in wanted] + [w[0] for w in wanted if w not in columns]
         broken(table, f"its columns are not ours: {', '.join(map(ascii, dict.fromkeys(odd))) or 'another order'}")

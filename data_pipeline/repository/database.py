@@ -8,18 +8,23 @@ DuckDB's lock (POSIX locks belong to the process).
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import secrets
+import shutil
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 import duckdb
 
 from data_pipeline import BridgeError
 from data_pipeline.files.atomic import ENDING, fsync_folder, make_folder
-from data_pipeline.repository import rollback, schema
+from data_pipeline.repository import indexes, rollback, schema
 from data_pipeline.repository.foreign_file import refuse_foreign_file
+
+log = logging.getLogger("webhook")
 
 # Readable by DuckDB 1.5 shells as well.
 STORAGE_VERSION = "v1.5.0"
@@ -67,18 +72,22 @@ class DatabaseBusy(BridgeError):
     """The file cannot be opened now (another process has it, or the disk says no), and the wait is over."""
 
 
+class IndexesRebuilt(DatabaseBusy):
+    """An index did not fit its table, so nothing of the session was committed; it does now: try again."""
+
+
 class DatabaseDamaged(BridgeError):
-    """DuckDB cannot read the file, or found it broken."""
+    """DuckDB cannot read the file, or found it broken; only_log: nothing but its write-ahead log is."""
+
+    def __init__(self, problem: duckdb.Error):
+        super().__init__(first_line(problem))
+        self.only_log = any(sign in str(problem) for sign in LOG_DAMAGE)
 
 
-@contextlib.contextmanager
-def _turn(wait: float):
-    if not _SESSION.acquire(timeout=wait):
-        raise DatabaseBusy("another thread has the database open")
-    try:
-        yield
-    finally:
-        _SESSION.release()
+def first_line(problem: object, most: int = 300) -> str:
+    """The first line of an exception's text, cut to `most` characters; DuckDB adds rows, hints and stacks below it."""
+    lines = str(problem).split("\n")
+    return next((line[:most] for line in lines if line.strip()), type(problem).__name__)
 
 
 class Database:
@@ -87,78 +96,147 @@ class Database:
     def __init__(self, path: pathlib.Path):
         self.path = pathlib.Path(path)
         self._schema_seen = False
+        self._rebuilt = False
 
     @contextlib.contextmanager
-    def session(self, wait: float = 0.0, checkpoint: bool = True):
+    def session(self, wait: float = 0.0, checkpoint: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
         """Yield a DuckDB connection for writing; close it after.
 
         wait: seconds to try for while another process has the file.
         checkpoint: end with one; without it, what was committed is durable in
         the write-ahead log beside the file, and readers see it too.  Raises
-        DatabaseBusy after the wait, DatabaseDamaged where DuckDB says so, and
-        whatever DuckDB raises for a failed checkpoint: only a session that
-        ends without an exception has everything in the file itself.
+        DatabaseBusy after the wait (IndexesRebuilt where an index had to be
+        built anew), DatabaseDamaged where DuckDB says so, and whatever DuckDB
+        raises for a failed checkpoint: only a session that ends without an
+        exception has everything in the file itself.
         """
-        with _turn(wait):
-            yield from self._hold(wait, checkpoint)
-
-    def _hold(self, wait: float, checkpoint: bool):
         make_folder(self.path.parent)
-        if not self.path.exists():
-            self._create()
-        rollback.undo(self.path)
-        con = self._open(wait, WRITING)
-        try:
-            if not self._schema_seen:
-                make_tables(con)
-                self._schema_seen = True
-            yield con
-            if checkpoint:
-                rollback.keep(con, self.path)
-                con.execute("CHECKPOINT")
-                rollback.drop(self.path)
-        except BaseException as problem:
-            self._schema_seen = False  # it may be another file, put in its place
-            if isinstance(problem, duckdb.Error) and self._is_damage(str(problem), DAMAGE):
-                raise DatabaseDamaged(str(problem)) from problem
-            raise
-        finally:
-            con.close()
+        with self._opened(wait, WRITING) as con:
+            try:
+                if not self._schema_seen:
+                    make_tables(con)
+                    self._schema_seen = True
+                yield con
+                if checkpoint:
+                    self._checkpoint(con)
+                self._rebuilt = False
+            except BaseException as problem:
+                self._schema_seen = False  # it may be another file, put in its place
+                if isinstance(problem, duckdb.Error) and self._is_damage(str(problem), DAMAGE):
+                    raise DatabaseDamaged(problem) from problem
+                if not indexes.is_fault(problem):
+                    raise
+                con.close()
+                self._rebuild_indexes()
+                raise IndexesRebuilt(f"{self.path}: {first_line(problem)}") from problem
+
+    def _checkpoint(self, con: duckdb.DuckDBPyConnection) -> None:
+        rollback.keep(con, self.path)
+        con.execute("CHECKPOINT")
+        rollback.drop(self.path)
+
+    def _rebuild_indexes(self) -> None:
+        """Of the secondary indexes first; where that did not help, of the primary keys as well."""
+        with contextlib.closing(connect(self.path, WRITING)) as con:
+            # What does not fit in is sorted on disk; by default a full day's strikes take 1.6 GB.
+            con.execute("SET memory_limit = '400MB'")
+            con.execute(f"SET temp_directory = {_quoted(self.path.with_name(self.path.name + '.sort'))}")
+            (indexes.rebuild_tables if self._rebuilt else indexes.rebuild)(con)
+            self._checkpoint(con)
+        what = "the tables with their keys are written" if self._rebuilt else "all indexes are built"
+        log.warning(
+            "an index of %s did not fit its table (another program had the file open); %s anew", self.path, what
+        )
+        self._rebuilt = True
 
     @property
     def log_bytes(self) -> int:
         """Size of the write-ahead log."""
         try:
-            return self.path.with_name(self.path.name + ".wal").stat().st_size
+            return _log(self.path).stat().st_size
         except FileNotFoundError:
             return 0
 
     @contextlib.contextmanager
-    def reading(self, wait: float = 0.0):
+    def reading(self, wait: float = 0.0) -> Iterator[duckdb.DuckDBPyConnection]:
         """Yield a connection that only reads a file that is there, and makes nothing in it.
 
         As long as it is open no one can write.  Raises DatabaseBusy,
         DatabaseDamaged, and NotADatabase.
         """
-        with _turn(wait):
-            refuse_foreign_file(self.path)
-            con = self._open(wait, "READ_ONLY")
-            try:
-                yield con
-            finally:
-                con.close()
+        with self._opened(wait, "READ_ONLY") as con:
+            yield con
 
-    def _open(self, wait: float, options: str):
+    @contextlib.contextmanager
+    def _opened(self, wait: float, options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The file's turn in this process is held while it is open, not while another process is waited for."""
         until = time.monotonic() + wait
         while True:
-            try:
-                return connect(self.path, options)
-            except duckdb.Error as problem:
-                if self._is_damage(str(problem), DAMAGE_AT_OPENING):
-                    raise DatabaseDamaged(str(problem)) from problem
-                if time.monotonic() >= until:
-                    raise DatabaseBusy(str(problem)) from problem
-                time.sleep(0.02)
+            with _turn(until):
+                try:
+                    con = self._open(options)
+                except duckdb.Error as problem:
+                    if self._is_damage(str(problem), DAMAGE_AT_OPENING):
+                        raise DatabaseDamaged(problem) from problem
+                    if time.monotonic() >= until:
+                        raise DatabaseBusy(first_line(problem)) from problem
+                else:
+                    with contextlib.closing(con):
+                        yield con
+                    return
+            time.sleep(0.02)
+
+    def _open(self, options: str) -> duckdb.DuckDBPyConnection:
+        if options != WRITING:
+            refuse_foreign_file(self.path)
+            with contextlib.suppress(OSError):  # who may only read cannot undo it, and is told by DuckDB what is wrong
+                rollback.undo(self.path)
+        else:
+            if not self.path.exists():
+                self._create()
+            rollback.undo(self.path)
+        return connect(self.path, options)
+
+    def misfits(self, tables: Iterable[str], wait: float = 0.0) -> list[str]:
+        """Those of the tables of which some row is not in every index.
+
+        No query can tell: DuckDB only looks a row up in an index of several
+        columns to delete it.  So that is done, for all of them, through a
+        second name of the file, whose log is thrown away; nothing is written
+        to the file.  While it lasts nobody else can open it: 9 s for 21 million
+        rows.  Raises DatabaseBusy, DatabaseDamaged, OSError where the file
+        system has no second names.
+        """
+        found = []
+        for table in tables:
+            with self._on_second_name(wait) as con:
+                if not indexes.fits(con, table):
+                    found.append(table)
+        return found
+
+    @contextlib.contextmanager
+    def _on_second_name(self, wait: float) -> Iterator[duckdb.DuckDBPyConnection]:
+        second = Database(self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{ENDING}"))
+        until = time.monotonic() + wait
+        os.link(self.path, second.path)
+        try:
+            while True:
+                before = self._state()
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(_log(self.path), _log(second.path))
+                with second._opened(max(0.0, until - time.monotonic()), WRITING) as con:
+                    if self._state() == before:  # nobody came in between copying the log and opening the file
+                        yield con
+                        return
+                _log(second.path).unlink(missing_ok=True)
+        finally:
+            second.path.unlink(missing_ok=True)
+            _log(second.path).unlink(missing_ok=True)
+
+    def _state(self) -> tuple[object, ...]:
+        log_file = _log(self.path)
+        stats = [path.stat() for path in (self.path, log_file) if path.exists()]
+        return tuple((found.st_ino, found.st_size, found.st_mtime_ns) for found in stats)
 
     def _is_damage(self, said: str, signs: tuple[str, ...]) -> bool:
         """Whether DuckDB's message is about the file's content; the path and whoever holds it may have any name."""
@@ -177,10 +255,10 @@ class Database:
                 con.execute("CHECKPOINT")
             self._give_name(temporary)
         except duckdb.Error as problem:
-            raise DatabaseBusy(str(problem)) from problem
+            raise DatabaseBusy(first_line(problem)) from problem
         finally:
-            for ending in ("", ".wal"):
-                temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
+            for path in (temporary, _log(temporary)):
+                path.unlink(missing_ok=True)
         fsync_folder(self.path.parent)
 
     def _give_name(self, temporary: pathlib.Path) -> None:
@@ -200,24 +278,40 @@ class Database:
         """
         stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
-        log, log_aside = (path.with_name(path.name + ".wal") for path in (self.path, aside))
-        if log.exists():
-            log.rename(log_aside)
-        only_log = any(sign in str(damage) for sign in LOG_DAMAGE)
-        if not only_log:
+        if _log(self.path).exists():
+            _log(self.path).rename(_log(aside))
+        if not damage.only_log:
             self.path.rename(aside)
         fsync_folder(self.path.parent)
-        return log_aside if only_log else aside
+        return _log(aside) if damage.only_log else aside
 
 
-def connect(path: pathlib.Path, options: str):
+@contextlib.contextmanager
+def _turn(until: float) -> Iterator[None]:
+    if not _SESSION.acquire(timeout=max(0.0, until - time.monotonic())):
+        raise DatabaseBusy("another thread of this process has the database open")
+    try:
+        yield
+    finally:
+        _SESSION.release()
+
+
+def _log(path: pathlib.Path) -> pathlib.Path:
+    """Where DuckDB keeps the write-ahead log of a file."""
+    return path.with_name(path.name + ".wal")
+
+
+def _quoted(path: pathlib.Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def connect(path: pathlib.Path, options: str) -> duckdb.DuckDBPyConnection:
     """A connection whose catalog is the file at `path`.  Raises duckdb.Error."""
     con = duckdb.connect(":memory:")
     try:
         for setting in SETTINGS:
             con.execute(setting)
-        quoted = str(path).replace("'", "''")
-        con.execute(f"ATTACH '{quoted}' AS {CATALOG} ({options})")
+        con.execute(f"ATTACH {_quoted(path)} AS {CATALOG} ({options})")
         con.execute(f"USE {CATALOG}")
     except BaseException:
         con.close()
@@ -225,13 +319,13 @@ def connect(path: pathlib.Path, options: str):
     return con
 
 
-def make_tables(con) -> None:
+def make_tables(con: duckdb.DuckDBPyConnection) -> None:
     """Make the tables and indexes that are missing."""
     for statement in schema.statements():
         con.execute(statement)
 
 
-def last_id(con, table: str) -> int:
+def last_id(con: duckdb.DuckDBPyConnection, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
     # fetchall, here and below: after fetchone DuckDB calls the result unfinished and refuses `register`.
     ((value,),) = con.execute(
@@ -242,22 +336,22 @@ def last_id(con, table: str) -> int:
     return value
 
 
-def queue_counts(con) -> dict[str, int]:
+def queue_counts(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """The links of the history queue by status; other programs may have words of their own, so at most 20."""
     return dict(con.execute("SELECT status, count(*) FROM gex_history_queue GROUP BY 1 ORDER BY 1 LIMIT 20").fetchall())
 
 
-def note_last_id(con, table: str, value: int) -> None:
+def note_last_id(con: duckdb.DuckDBPyConnection, table: str, value: int) -> None:
     """Remember that ids up to `value` are given out."""
-    con.execute("INSERT OR REPLACE INTO bridge_ids VALUES (?, ?)", [table, value])
+    con.execute("INSERT OR REPLACE INTO bridge_ids (table_name, last_id) VALUES (?, ?)", [table, value])
 
 
-def position(con, journal: str) -> int:
+def position(con: duckdb.DuckDBPyConnection, journal: str) -> int:
     """The last record of that journal that is in the tables; 0 for none."""
     rows = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
     return rows[0][0] if rows else 0
 
 
-def note_position(con, journal: str, value: int) -> None:
+def note_position(con: duckdb.DuckDBPyConnection, journal: str, value: int) -> None:
     """To be called in the transaction that applies the records up to `value`."""
-    con.execute("INSERT OR REPLACE INTO bridge_journal VALUES (?, ?)", [journal, value])
+    con.execute("INSERT OR REPLACE INTO bridge_journal (journal, position) VALUES (?, ?)", [journal, value])

@@ -23,6 +23,8 @@ from data_pipeline.repository.database import (
     Database,
     DatabaseBusy,
     DatabaseDamaged,
+    IndexesRebuilt,
+    first_line,
     last_id,
     note_position,
     position,
@@ -188,7 +190,7 @@ class Loader(Background):
                 con.execute(statement)
         except (duckdb.Error, OSError, ValueError) as problem:  # a broken file of the lake holds up no payload
             if str(problem) != self._view_trouble:  # one line, however often it is tried
-                log.error("a view on the lake cannot be made: %a", str(problem))
+                log.error("a view on the lake cannot be made: %a", first_line(problem))
             self._view_trouble = str(problem)
 
     def _load(self, records: list) -> None:
@@ -269,12 +271,14 @@ class Loader(Background):
                 self._apply_halves(con, half, again)
 
     def _put_aside(self, number: int, problem: Exception) -> None:
-        self.set_aside += self.source.set_aside(number, f"{type(problem).__name__}: {problem}")
+        self.set_aside += self.source.set_aside(number, f"{type(problem).__name__}: {first_line(problem)}")
 
     def _report(self, problem: Exception) -> None:
         """A line at most once a minute; the records wait in the journal."""
         self.failed += 1
-        self.trouble = str(problem) or type(problem).__name__
+        self.trouble = first_line(problem)
+        if isinstance(problem, IndexesRebuilt):  # the database has said so, and the next try will do
+            return
         if isinstance(problem, DatabaseBusy):
             self.busy += 1
         elif isinstance(problem, DatabaseDamaged) and self._move_aside(problem):

@@ -8,6 +8,11 @@ from data_pipeline.repository.rows import Rows
 
 _ARROW = {"VARCHAR": pyarrow.string(), "BIGINT": pyarrow.int64(), "DOUBLE": pyarrow.float64()}
 _KEY = ("ticker", "timestamp", "endpoint")
+# Not OR REPLACE: that is refused as soon as somebody has made a unique index of his own.
+_LATER_WINS = "ON CONFLICT ({}) DO UPDATE SET {}".format(
+    ", ".join(_KEY),
+    ", ".join(f"{n} = excluded.{n}" for n in schema.columns("gex_bridge_snapshots") if n not in _KEY),
+)
 
 
 def apply(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
@@ -16,7 +21,7 @@ def apply(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     Raises what DuckDB or Arrow raise for a value that does not fit.
     """
     if rows.snapshots:
-        _insert(con, "gex_bridge_snapshots", list(zip(*rows.snapshots.values())), "OR REPLACE")
+        _insert(con, "gex_bridge_snapshots", list(zip(*rows.snapshots.values())), _LATER_WINS)
     if rows.strikes:
         _replace_strikes(con, rows.strikes)
     if rows.links:
@@ -42,7 +47,9 @@ def arrow_table(table: str, columns: list) -> pyarrow.Table:
 
 def _insert(con, table: str, columns: list, conflict: str = "") -> None:
     con.register("new_rows", arrow_table(table, columns))
-    con.execute(f"INSERT {conflict} INTO {table} SELECT * FROM new_rows")
+    # By name: another program may have added columns of its own.
+    names = ", ".join(schema.columns(table))
+    con.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM new_rows {conflict}")
     con.unregister("new_rows")
 
 

@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from data_pipeline.repository.database import (
     Database,
     DatabaseBusy,
     DatabaseDamaged,
+    first_line,
     last_id,
     note_last_id,
     note_position,
@@ -180,3 +182,23 @@ def test_ids_go_on_behind_the_highest_ever_given_out(database):
         con.execute("DELETE FROM universal_webhooks")
         assert last_id(con, "universal_webhooks") == 7
         assert last_id(con, "option_trades_events") == 0
+
+
+def test_who_waits_beside_another_thread_hears_that_another_process_has_the_file(database):
+    with database.session():
+        pass
+    with held_by_another_process(database.path), concurrent.futures.ThreadPoolExecutor() as pool:
+        said = [str(pool.submit(busy, database).exception()) for _ in range(2)]
+        both = [pool.submit(busy, database) for _ in range(2)]
+        said += [str(one.exception()) for one in both]
+    assert all("lock" in line and "\n" not in line for line in said), said
+
+
+def busy(database):
+    with database.session(wait=0.3):
+        pass
+
+
+def test_the_first_line_of_a_long_error_text_is_enough():
+    assert first_line(ValueError("\n" + "x" * 1000 + "\nrows and rows")) == "x" * 300
+    assert first_line(MemoryError()) == "MemoryError"

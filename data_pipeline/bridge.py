@@ -33,7 +33,6 @@ class Bridge:
         self.dashboard = dashboard
         self.downloads = downloads
         self.discord = discord
-        self.last_link = 0
         # ticker -> time.monotonic() of its last payload since the start
         self.heard: dict[str, float] = {}
 
@@ -46,13 +45,9 @@ class Bridge:
                 if (data := getattr(snapshot, kind)) is not None
             }
             self.store.put(snapshot.__class__(**{**snapshot.__dict__, **parts}))
-        self.last_link = self.repository.last_link
-        self.repository.journal.last_link = lambda: self.last_link
         for record in self.repository.replay():
             if isinstance(record, records.Gex):
                 self.store.put(record.state)
-            elif isinstance(record, records.Link):
-                self.last_link = max(self.last_link, record.id)
 
     def gex(self, raw: bytes, payload: dict) -> dict:
         """A `/gex` payload.  Raises ValidationError, NotDurable."""
@@ -67,19 +62,10 @@ class Bridge:
             return {"status": "queued", "via": "dashboard"}
         at = times.utc_now_text()
         url, ticker, endpoint = str(link.url), str(link.ticker).upper(), str(link.endpoint)
-        made = []
-
-        def build():
-            before = self.last_link
-            # A migration may have brought higher ones into the table meanwhile.
-            self.last_link = max(before, self.repository.last_link_in_tables) + 1
-            made.append(records.Link(at, self.last_link, url, ticker, endpoint))
-            return made[0].encode(), lambda: self._take_back_link(before)
-
-        self.repository.append(build)
+        number = self.repository.append_link(lambda id_: records.Link(at, id_, url, ticker, endpoint).encode())
         if self.downloads is not None:
-            self.downloads.submit(made[0].id, url, ticker, endpoint)
-        return {"status": "queued", "id": made[0].id, "via": "local"}
+            self.downloads.submit(number, url, ticker, endpoint)
+        return {"status": "queued", "id": number, "via": "local"}
 
     def universal(self, raw: bytes, payload: dict, client: str, agent: str) -> dict:
         """A `/uw` payload.  Raises ValidationError, NotDurable."""
@@ -108,9 +94,6 @@ class Bridge:
 
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
-
-    def _take_back_link(self, before: int) -> None:
-        self.last_link = before
 
 
 def _read_latest_however_deep(root):

@@ -14,14 +14,12 @@ from pyarrow import dataset
 
 from data_pipeline.lake import layout
 from data_pipeline.lake.layout import KINDS, LakeDamaged, Partition
-from data_pipeline.repository import schema
+from data_pipeline.repository.arrow import table_schema
 
 SORTED_BY = {"snapshots": ("timestamp",), "strikes": ("timestamp", "strike")}
 
 # Strikes that are in memory at once (a row group): some 20 MB.
 ROWS_AT_ONCE = 150_000
-
-_ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
 
 
 class Written(NamedTuple):
@@ -33,8 +31,7 @@ class Written(NamedTuple):
 
 def arrow_schema(kind: str) -> pa.Schema:
     """The columns of the lake's files: the table's, in order, then `ts`."""
-    fields = [pa.field(name, _ARROW[declared.split()[0]]) for name, declared in schema.TABLES[KINDS[kind]]]
-    return pa.schema(fields + [pa.field("ts", pa.timestamp("us", tz="UTC"))])
+    return table_schema(KINDS[kind]).append(pa.field("ts", pa.timestamp("us", tz="UTC")))
 
 
 def merge(

@@ -22,10 +22,9 @@ import pyarrow as pa
 from adbc_driver_sqlite import dbapi
 
 from data_pipeline import BridgeError
-from data_pipeline.repository import schema
+from data_pipeline.repository import arrow, schema
 from data_pipeline.repository.foreign_file import SQLITE
 
-ARROW_TYPES = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
 SQLITE_TYPES = {"VARCHAR": "text", "BIGINT": "integer", "DOUBLE": "real"}
 
 # What stands in for a missing value of a column that must have one; a row
@@ -66,7 +65,7 @@ def columns(table: str) -> list[Column]:
 
 
 def arrow_schema(table: str) -> pa.Schema:
-    return pa.schema([(c.name, ARROW_TYPES[c.kind]) for c in columns(table)])
+    return pa.schema([(c.name, arrow.TYPES[c.kind]) for c in columns(table)])
 
 
 class Legacy:

@@ -26,6 +26,8 @@ class Repository:
         self.settings = settings
         self.folder: pathlib.Path = settings.data_dir / "journal"
         self.journal = Journal(self.folder)
+        self.journal.last_link = lambda: self._last_link
+        self._last_link = 0  # the last history-queue id given out; changed under the journal's lock
         self.writer = WriterProcess(settings, self.journal)
 
     def open(self) -> None:
@@ -33,25 +35,41 @@ class Repository:
         has_journal = bool(segments.list_segments(self.folder))
         foreign_file.refuse_foreign_file(self.settings.database, ours=has_journal)
         self.journal.open()
+        self._last_link = self.journal.first_link
         if not has_journal and self.settings.database.exists():
-            self.journal.first_link = self.writer.ask_last_link()
-
-    @property
-    def last_link(self) -> int:
-        """The last history-queue id that was given out before what `replay` yields."""
-        return self.journal.first_link
-
-    @property
-    def last_link_in_tables(self) -> int:
-        """The last history-queue id that the loader saw given out; a while ago."""
-        return self.writer.report.get("loader", {}).get("last_link", 0)
+            self._last_link = self.writer.ask_last_link()
 
     def append(self, build: Callable[[], Built]) -> int:
         """See Journal.append."""
         return self.journal.append(build)
 
+    def append_link(self, make: Callable[[int], bytes]) -> int:
+        """Append the record of a history link, which `make` returns for the id that it gets; returns that id.
+
+        Ids count up from 1 and are never given out twice, but for one whose
+        record could not be written.  Raises as `append`.
+        """
+        given = []
+
+        def build() -> Built:
+            before = self._last_link
+            # A migration may have brought higher ones into the table meanwhile; the loader saw them a while ago.
+            given.append(max(before, self.writer.report.get("loader", {}).get("last_link", 0)) + 1)
+            payload = make(given[0])
+            self._last_link = given[0]
+            return payload, lambda: self._take_back(before)
+
+        self.journal.append(build)
+        return given[0]
+
+    def _take_back(self, last_link: int) -> None:
+        self._last_link = last_link
+
     def replay(self) -> Iterator[object]:
-        """The records that the files may not show yet, in order, decoded; and those of the last segment."""
+        """The records that the files may not show yet, in order, decoded; and those of the last segment.
+
+        To be gone through before the first link gets its id: the last ones are in there.
+        """
         found = segments.list_segments(self.folder)
         if not found:
             return
@@ -61,9 +79,13 @@ class Repository:
             for record in part:
                 if isinstance(record, segments.Record):
                     try:
-                        yield records.decode(record.payload)
+                        decoded = records.decode(record.payload)
                     except records.RecordError as problem:
                         log.error("record %d of the journal is none of ours: %a", record.number, str(problem))
+                        continue
+                    if isinstance(decoded, records.Link):
+                        self._last_link = max(self._last_link, decoded.id)
+                    yield decoded
 
     def start(self) -> None:
         """Start the writer.  Where it dies, it is started again."""

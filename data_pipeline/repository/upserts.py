@@ -1,17 +1,18 @@
 """Rows → tables: Arrow tables handed to DuckDB, one statement a table, never a row at a time."""
 
+from collections.abc import Iterable, Sequence
+
 import duckdb
 import pyarrow
 
-from data_pipeline.repository import database, schema
+from data_pipeline.repository import arrow, database, schema
 from data_pipeline.repository.rows import Rows
 
-_ARROW = {"VARCHAR": pyarrow.string(), "BIGINT": pyarrow.int64(), "DOUBLE": pyarrow.float64()}
 _KEY = ("ticker", "timestamp", "endpoint")
 # Not OR REPLACE: that is refused as soon as somebody has made a unique index of his own.
 _LATER_WINS = "ON CONFLICT ({}) DO UPDATE SET {}".format(
     ", ".join(_KEY),
-    ", ".join(f"{n} = excluded.{n}" for n in schema.columns("gex_bridge_snapshots") if n not in _KEY),
+    ", ".join(f"{name} = excluded.{name}" for name in schema.columns("gex_bridge_snapshots") if name not in _KEY),
 )
 
 
@@ -21,7 +22,7 @@ def apply(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     Raises what DuckDB or Arrow raise for a value that does not fit.
     """
     if rows.snapshots:
-        _insert(con, "gex_bridge_snapshots", list(zip(*rows.snapshots.values())), _LATER_WINS)
+        _insert(con, "gex_bridge_snapshots", zip(*rows.snapshots.values()), _LATER_WINS)
     if rows.strikes:
         _replace_strikes(con, rows.strikes)
     if rows.links:
@@ -33,43 +34,47 @@ def apply(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
             database.note_last_id(con, table, first + len(new) - 1)
 
 
-def arrow_table(table: str, columns: list) -> pyarrow.Table:
-    """Columns, in the table's order, as an Arrow table of its types; NaN becomes null."""
-    arrays, names = [], []
-    for (name, kind), values in zip(schema.TABLES[table], columns, strict=True):
-        wanted = _ARROW[kind.split()[0]]
-        if isinstance(values, range):
-            values = list(values)
-        arrays.append(pyarrow.array(values, type=wanted, from_pandas=True))
-        names.append(name)
-    return pyarrow.Table.from_arrays(arrays, names=names)
-
-
-def _insert(con, table: str, columns: list, conflict: str = "") -> None:
-    con.register("new_rows", arrow_table(table, columns))
+def _insert(
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Iterable[Sequence[object] | pyarrow.Array],
+    conflict: str = "",
+) -> None:
+    """columns: in the table's order; NaN becomes null."""
+    arrays = [
+        values
+        if isinstance(values, pyarrow.Array)
+        else pyarrow.array(list(values) if isinstance(values, range) else values, type=field.type, from_pandas=True)
+        for field, values in zip(arrow.table_schema(table), columns, strict=True)
+    ]
     # By name: another program may have added columns of its own.
     names = ", ".join(schema.columns(table))
+    con.register("new_rows", pyarrow.Table.from_arrays(arrays, names=schema.columns(table)))
     con.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM new_rows {conflict}")
     con.unregister("new_rows")
 
 
-def _replace_strikes(con, strikes: dict) -> None:
+def _replace_strikes(con: duckdb.DuckDBPyConnection, strikes: dict) -> None:
     """The strikes of a key go together: the old ones leave, whatever their strike was."""
-    columns = [[] for _ in schema.TABLES["gex_bridge_strikes"]]
-    for key, of_key in strikes.items():
-        count = len(of_key[0])
-        for column, value in zip(columns, key):
-            column.extend([value] * count)
-        for column, values in zip(columns[len(_KEY) :], of_key):
-            column.extend(values)
-    keys = pyarrow.table(dict(zip(_KEY, map(list, zip(*strikes)))))
-    con.register("new_keys", keys)
+    keys = [pyarrow.array(values) for values in zip(*strikes)]
+    con.register("new_keys", pyarrow.table(keys, names=list(_KEY)))
     con.execute(f"DELETE FROM gex_bridge_strikes WHERE ({', '.join(_KEY)}) IN (SELECT {', '.join(_KEY)} FROM new_keys)")
     con.unregister("new_keys")
-    _insert(con, "gex_bridge_strikes", columns)
+    # A key is there once for all its strikes: spelled out with each, 20,000 times, a long one is gigabytes.
+    whose = pyarrow.array(
+        [number for number, columns in enumerate(strikes.values()) for _ in columns[0]], pyarrow.int32()
+    )
+    _insert(
+        con,
+        "gex_bridge_strikes",
+        [
+            *(pyarrow.DictionaryArray.from_arrays(whose, values) for values in keys),
+            *([value for column in same for value in column] for same in zip(*strikes.values())),
+        ],
+    )
 
 
-def _insert_links(con, links: list[tuple]) -> None:
+def _insert_links(con: duckdb.DuckDBPyConnection, links: list[tuple]) -> None:
     """Queue rows keep the id they were acknowledged with.
 
     Where a row that was put there by hand has it, that row moves to a new id.

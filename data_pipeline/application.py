@@ -37,6 +37,7 @@ class Application:
     def __init__(self, settings: config.Settings):
         self.settings = settings
         self.repository = Repository(settings)
+        self.repository.on_lost = lambda: os.kill(os.getpid(), signal.SIGTERM)
         self.discord = Discord(
             settings.discord_bot_token,
             settings.alt_channel_option_trades or settings.discord_channel_id,
@@ -147,7 +148,7 @@ def serve(settings: config.Settings) -> int:
     log.info("Stopping GEX bridge")
     if not application.stop():
         log.warning("not everything was flushed in time; it is in the journal and is done at the next start")
-    return 0
+    return 1 if application.repository.lost else 0
 
 
 def _cannot_start(reason: str) -> int:

@@ -79,6 +79,7 @@ class Journal:
         self.durable = self.opened_at = 0
         self.failures = 0
         self.healthy = True
+        self.lost = False  # the folder is no longer at its path; nothing is written any more
         # Guards the numbers, the queue of tickets and `_leading`, and fixes the
         # one order in which state changes and records are numbered.
         self._lock = threading.Lock()
@@ -249,6 +250,7 @@ class Journal:
 
     def _write(self, batch: list[_Ticket]) -> None:
         """The leader's part, outside the lock.  Where it raises, the segment is given up."""
+        self.check_folder()
         data = b"".join(part for t in batch for part in (segments.record_head(t.number, t.payload), t.payload))
         if self._size >= self.segment_bytes:
             self._close_segment()
@@ -262,6 +264,21 @@ class Journal:
             self._give_up_segment()
             raise
         self._size += len(data)
+
+    def check_folder(self) -> None:
+        """Raise OSError, from then on for good, where the folder was removed or renamed.
+
+        The lock went along with it, so at its path another bridge may have
+        made a journal of its own: a segment of ours there would be one of two
+        with the same numbers.
+        """
+        if not self.lost:
+            try:
+                self.lost = not os.path.samestat(os.fstat(self._locks[-1]), os.stat(self.folder))
+            except (FileNotFoundError, NotADirectoryError):
+                self.lost = True
+        if self.lost:
+            raise OSError(errno.ESTALE, f"{self.folder} was removed or renamed")
 
     def _check_it_is_there(self) -> None:
         """Raise OSError where somebody has removed or replaced the segment: what is in it then, nobody will read."""

@@ -6,8 +6,10 @@ journal and writes tables and files.  So the server never waits for DuckDB,
 and a request never for a file.
 """
 
+import contextlib
 import logging
 import pathlib
+import threading
 from collections.abc import Callable, Iterator
 
 from data_pipeline.files.growing import read_note
@@ -17,6 +19,8 @@ from data_pipeline.repository.journal import Built, Journal
 from data_pipeline.repository.writer_process import WriterProcess
 
 log = logging.getLogger("webhook")
+
+WATCH_INTERVAL = 1.0  # s, between two looks at whether the folder is still ours
 
 
 class Repository:
@@ -29,6 +33,9 @@ class Repository:
         self.journal.last_link = lambda: self._last_link
         self._last_link = 0  # the last history-queue id given out; changed under the journal's lock
         self.writer = WriterProcess(settings, self.journal)
+        # Called once, by a thread of its own, when the folder is lost: the process is to end.
+        self.on_lost: Callable[[], None] = lambda: None
+        self._stopping = threading.Event()
 
     def open(self) -> None:
         """Take the data folder.  Raises FolderInUse, NotADatabase, OSError."""
@@ -91,10 +98,31 @@ class Repository:
         """Start the writer.  Where it dies, it is started again."""
         self.journal.on_durable = self.writer.tell
         self.writer.start()
+        threading.Thread(target=self._watch_folder, name="FolderWatch", daemon=True).start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the journal's folder was removed or renamed under us; nothing is acknowledged any more."""
+        return self.journal.lost
+
+    def _watch_folder(self) -> None:
+        while not self._stopping.wait(WATCH_INTERVAL):
+            with contextlib.suppress(OSError):  # of a disk that fails the appends tell
+                self.journal.check_folder()
+            if self.lost:
+                log.error(
+                    "%s was removed or renamed, another bridge may be on that path: nothing more is acknowledged,"
+                    " and this one ends",
+                    self.folder,
+                )
+                self.writer.stop(0.0)  # at once: it goes by that path as well
+                self.on_lost()
+                return
 
     def stop(self, timeout: float) -> bool:
         """Flush everything to tables and files; True if that was done within `timeout` seconds."""
-        done = self.writer.stop(timeout)
+        self._stopping.set()
+        done = not self.lost and self.writer.stop(timeout)
         self.journal.close()
         return done
 

@@ -17,10 +17,12 @@ not below the next segment's first number does not count: its write failed,
 and its sender was told so.
 """
 
+import os
 import pathlib
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import BinaryIO
 
 HEADER = struct.Struct("<8s16sQQI")
 HEADER_MAGIC = b"GEXJRNL1"
@@ -29,7 +31,7 @@ RECORD = struct.Struct("<4sQII")
 MARK = b"\xff\xfeR\xfd"
 _NUMBERED = struct.Struct("<QI")
 ENDING = ".journal"
-CHUNK = 4 << 20
+BUFFER = 256 << 10  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,34 @@ def read_header(path: pathlib.Path) -> SegmentHeader | None:
         return SegmentHeader.decode(file.read(HEADER_BYTES))
 
 
-def record_at(buffer, offset: int) -> Record | None:
-    """The whole, undamaged record that starts at `offset` of `buffer`, if there is one."""
-    head = buffer[offset : offset + RECORD.size]
+def read_record(file: BinaryIO, offset: int) -> Record | None:
+    """The whole, undamaged record that starts at `offset` of a segment, if there is one; read by its known length."""
+    file.seek(offset)
+    head = file.read(RECORD.size)
     if len(head) < RECORD.size:
         return None
     mark, number, length, crc = RECORD.unpack(head)
-    payload = bytes(buffer[offset + RECORD.size : offset + RECORD.size + length])
-    if mark != MARK or len(payload) != length:
+    # A damaged length may say 4 GB, and what is asked for is allocated.
+    if mark != MARK or length > os.fstat(file.fileno()).st_size - offset:
         return None
-    if zlib.crc32(payload, zlib.crc32(_NUMBERED.pack(number, length))) != crc:
+    payload = file.read(length)
+    if len(payload) != length or zlib.crc32(payload, zlib.crc32(_NUMBERED.pack(number, length))) != crc:
         return None
     return Record(number, payload)
+
+
+def next_mark(file: BinaryIO, offset: int) -> int | None:
+    """Where at or behind `offset` of a segment the next record may start."""
+    file.seek(offset)
+    window = b""
+    while part := file.read(BUFFER):
+        offset -= len(window)
+        window += part
+        if (at := window.find(MARK)) != -1:
+            return offset + at
+        offset += len(window)
+        window = window[1 - len(MARK) :]
+    return None
 
 
 def remove_consumed(folder: pathlib.Path, position: int) -> int:
@@ -172,40 +190,35 @@ class Reader:
             self.position = firsts[index] - 1
         return firsts[index + 1] if index + 1 < len(firsts) else 1 << 63
 
-    def _scan(self, found: list, upto: int, most: int, most_bytes: int) -> int:
+    def _scan(self, found: list[Record | Damage], upto: int, most: int, most_bytes: int) -> int:
+        """Read on in the segment; returns the bytes of the payloads that were found."""
+        assert self._path is not None
         size = 0
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            buffer = file.read(CHUNK)
-            base, at = self._offset, 0
+        with open(self._path, "rb", buffering=BUFFER) as file:
             while self.position < upto and len(found) < most and size < most_bytes:
-                record = record_at(buffer, at)
-                if record is None and (more := file.read(CHUNK)):
-                    buffer, base, at = buffer[at:] + more, base + at, 0
-                    continue
+                record = read_record(file, self._offset)
                 if record is None:
-                    step = self._skip_damage(found, buffer, base, at)
-                    if step is None:
+                    if not self._skip_damage(found, file):
                         break
-                    at += step
                     continue
                 if record.number > upto:
                     break
-                at += RECORD.size + len(record.payload)
-                self._offset = base + at
+                self._offset += RECORD.size + len(record.payload)
                 if record.number > self.position:
                     self.position = record.number
                     found.append(record)
                     size += len(record.payload)
         return size
 
-    def _skip_damage(self, found: list, buffer: bytes, base: int, at: int) -> int | None:
-        """How far the next whole record is; None where there is none."""
-        next_at = buffer.find(MARK, at + 1)
-        while next_at != -1 and record_at(buffer, next_at) is None:
-            next_at = buffer.find(MARK, next_at + 1)
-        end = next_at if next_at != -1 else len(buffer)
-        if end > at:
-            found.append(Damage(self._path.name, base + at, bytes(buffer[at:end]), self.position))
-            self._offset = base + end
-        return end - at if next_at != -1 else None
+    def _skip_damage(self, found: list[Record | Damage], file: BinaryIO) -> bool:
+        """Go on to the next whole record; False where there is none."""
+        assert self._path is not None
+        begin, end = self._offset, next_mark(file, self._offset + 1)
+        while end is not None and read_record(file, end) is None:
+            end = next_mark(file, end + 1)
+        file.seek(begin)
+        raw = file.read(-1 if end is None else end - begin)
+        if raw:
+            found.append(Damage(self._path.name, begin, raw, self.position))
+        self._offset += len(raw)
+        return end is not None

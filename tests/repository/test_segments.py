@@ -61,7 +61,7 @@ def test_a_reader_goes_on_where_a_limit_stopped_it(tmp_path, most, most_bytes):
 
 
 def test_records_larger_than_a_chunk_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "CHUNK", 64)
+    monkeypatch.setattr(segments, "BUFFER", 64)
     payloads = [b"a" * 1000, b"b", b"c" * 64, b"d" * 63]
     segment(tmp_path, 1, list(enumerate(payloads, 1)))
     assert [r.payload for r in read_all(tmp_path, 4)] == payloads
@@ -208,3 +208,20 @@ def test_other_files_are_no_segments(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert segments.list_segments(tmp_path) == []
     assert read_all(tmp_path, 10) == []
+
+
+def test_a_long_record_is_read_once_and_a_damaged_length_asks_for_no_memory(tmp_path):
+    path = segment(tmp_path, 1, [(1, b"x" * (13 << 20)), (2, b"two")])
+    before = _bytes_read()
+    assert [len(record.payload) for record in read_all(tmp_path, 2)] == [13 << 20, 3]
+    assert _bytes_read() - before < 1.2 * path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(segments.HEADER_BYTES + 12)
+        file.write(b"\xff\xff\xff\xff")
+    damage, record = read_all(tmp_path, 2)
+    assert len(damage.raw) == segments.RECORD.size + (13 << 20) and record == Record(2, b"two")
+
+
+def _bytes_read() -> int:
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])

@@ -66,7 +66,7 @@ class FilesWriter(Background):
                 self._stopping.wait(2.0)
                 continue
             self.trouble = ""
-            if count == BATCH or count and last:
+            if self.source.full or count and last:
                 continue
             if last:
                 return

@@ -14,6 +14,9 @@ from data_pipeline.repository import segments
 
 log = logging.getLogger("webhook")
 
+# Of payloads that a reader gets at once.  As objects they take up to 30 times as much, and a record may have 13 MB.
+MOST_BYTES = 4 << 20
+
 
 class DurablePosition:
     """How far the journal is durable, as the server tells it; readers wait here."""
@@ -64,7 +67,7 @@ class Cache:
     """Decoded records that the two readers share, so that a body is parsed once."""
 
     SIZE = 512
-    BYTES = 32 << 20  # of payloads; one reader may be far ahead while the other waits for the database
+    BYTES = 8 << 20  # of payloads; one reader may be far ahead while the other waits for the database
 
     def __init__(self):
         # Guards all below; both readers come here.
@@ -111,8 +114,10 @@ class JournalReader:
         self._aside = aside
         self._names_damage = names_damage
         self._reader: segments.Reader | None = None
+        self.full = False  # whether the last `read` ended because it had enough, so that there may be more at once
         self._raw: dict[int, bytes] = {}
-        self._kept: set[int] = set()  # of the records that are not done yet: they may be read again
+        # What was named of the records that are not done yet, as they may be read again: number, and where damage is.
+        self._kept: set[tuple[int, str]] = set()
 
     @property
     def durable(self) -> int:
@@ -126,18 +131,22 @@ class JournalReader:
         """
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
-        found, self._raw, self._kept = [], {}, {number for number in self._kept if number > after}
+        found, self._raw, self._kept = [], {}, {kept for kept in self._kept if kept[0] > after}
+        size = 0
         expected: int | None = after + 1  # None behind damage, which is named itself
-        for part in self._reader.read(min(self._progress.durable, self.bound()), most):
+        parts = self._reader.read(min(self._progress.durable, self.bound()), most, MOST_BYTES)
+        for part in parts:
             if isinstance(part, segments.Damage):
                 if self._names_damage:
-                    self._keep(part.after + 1, f"damaged bytes in {part.segment} at {part.offset}", part.raw)
+                    place = f"damaged bytes in {part.segment} at {part.offset}"
+                    self._keep((part.after + 1, place), place, part.raw)
                 expected = None
                 continue
             if expected is not None and part.number > expected and self._names_damage:
                 self._name_gap(expected, part.number - 1)
             expected = part.number + 1
             self._raw[part.number] = part.payload
+            size += len(part.payload)
             try:
                 found.append((part.number, self._cache.decode(part)))
             except records.RecordError as problem:
@@ -146,20 +155,21 @@ class JournalReader:
                     self.set_aside(part.number, str(problem))
         if self._reader.position > (found[-1][0] if found else after):
             found.append((self._reader.position, None))
+        self.full = len(parts) >= most or size >= MOST_BYTES
         return found
 
     def set_aside(self, number: int, reason: str) -> bool:
         """Keep a record of the last `read` that cannot be used, and name it; False if that was done before."""
-        return self._keep(number, reason, self._raw.get(number, b""))
+        return self._keep((number, ""), reason, self._raw.get(number, b""))
 
     def _name_gap(self, first: int, last: int) -> None:
-        if first not in self._kept:
-            self._kept.add(first)
+        if (first, "gap") not in self._kept:
+            self._kept.add((first, "gap"))
             log.error("records %d to %d are not in the journal; tables and files go on without them", first, last)
 
-    def _keep(self, number: int, reason: str, raw: bytes) -> bool:
-        if number in self._kept:
+    def _keep(self, what: tuple[int, str], reason: str, raw: bytes) -> bool:
+        if what in self._kept:
             return False
-        self._aside.keep(number, reason, raw)
-        self._kept.add(number)
+        self._aside.keep(what[0], reason, raw)
+        self._kept.add(what)
         return True

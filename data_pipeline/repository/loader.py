@@ -152,8 +152,8 @@ class Loader(Background):
         records = self.source.read(self.position, BATCH)
         if records or self.safe != self.position and self._must_checkpoint():
             self._load(records)
-        # A batch with damage in it has fewer; at the end only an empty one says that there is no more.
-        return len(records) == BATCH or bool(records) and self._stopping.is_set()
+        # At the end only an empty batch says that there is no more: one with damage in it may have few records.
+        return self.source.full or bool(records) and self._stopping.is_set()
 
     def _must_checkpoint(self) -> bool:
         return (

@@ -58,7 +58,9 @@ class Writer:
         self.progress = DurablePosition(durable)
         self.aside = SetAside(self.folder / "set-aside.jsonl")
         cache = Cache()
-        sources = [JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)]
+        self.sources = sources = [
+            JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)
+        ]
         lake = settings.data_dir / "lake"
         self.loader = Loader(
             Database(settings.database),
@@ -222,6 +224,8 @@ def main() -> int:
     code = writer.run(sys.stdin.buffer, sys.stdout.buffer)
     sys.stdout.flush()
     os.close(turn)
+    for source in writer.sources:
+        source.attempts.retire()
     # Threads in the middle of a session are not waited for: a session is a
     # transaction, and the lock on the folder goes with the process.
     os._exit(code)

@@ -110,6 +110,7 @@ class FilesWriter(Background):
             self.views.update(record.loaded, record.at)
         if number_ > self._offered:
             while not self.depth.enqueue(event):
+                self.source.attempts.rest()
                 if time.monotonic() - self._said_full >= MESSAGE_PAUSE:
                     self._said_full = time.monotonic()
                     log.warning("depth queue is full; the files wait for it")

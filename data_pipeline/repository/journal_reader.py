@@ -11,11 +11,12 @@ from collections.abc import Callable
 from data_pipeline.files import atomic
 from data_pipeline.payloads import records, times
 from data_pipeline.repository import segments
+from data_pipeline.repository.attempts import Attempts
 
 log = logging.getLogger("webhook")
 
 # Of payloads that a reader gets at once.  As objects they take up to 30 times as much, and a record may have 13 MB.
-MOST_BYTES = 4 << 20
+MOST_BYTES = 2 << 20
 
 
 class DurablePosition:
@@ -67,7 +68,7 @@ class Cache:
     """Decoded records that the two readers share, so that a body is parsed once."""
 
     SIZE = 512
-    BYTES = 8 << 20  # of payloads; one reader may be far ahead while the other waits for the database
+    BYTES = 4 << 20  # of payloads; one reader may be far ahead while the other waits for the database
 
     def __init__(self):
         # Guards all below; both readers come here.
@@ -106,7 +107,6 @@ class JournalReader:
     def __init__(
         self, folder: pathlib.Path, progress: DurablePosition, cache: Cache, aside: SetAside, names_damage: bool
     ):
-        self.wait_beyond = progress.wait_beyond
         self.bound: Callable[[], int] = lambda: progress.durable
         self._folder = folder
         self._progress = progress
@@ -115,6 +115,7 @@ class JournalReader:
         self._names_damage = names_damage
         self._reader: segments.Reader | None = None
         self.full = False  # whether the last `read` ended because it had enough, so that there may be more at once
+        self.attempts = Attempts(folder / ("tables.attempt" if names_damage else "files.attempt"))
         self._raw: dict[int, bytes] = {}
         # What was named of the records that are not done yet, as they may be read again: number, and where damage is.
         self._kept: set[tuple[int, str]] = set()
@@ -124,17 +125,26 @@ class JournalReader:
         """The number up to which the journal is known to be durable."""
         return self._progress.durable
 
+    def wait_beyond(self, number: int, timeout: float | None = None) -> None:
+        """See DurablePosition.wait_beyond."""
+        self.attempts.rest()
+        self._progress.wait_beyond(number, timeout)
+
     def read(self, after: int, most: int) -> list[tuple[int, object]]:
         """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 
         Whoever has done them all goes on behind the last one's number.  Raises OSError.
         """
+        self.attempts.rest()
+        most = self.attempts.most(after, most)
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
         found, self._raw, self._kept = [], {}, {kept for kept in self._kept if kept[0] > after}
         size = 0
         expected: int | None = after + 1  # None behind damage, which is named itself
         parts = self._reader.read(min(self._progress.durable, self.bound()), most, MOST_BYTES)
+        if parts:
+            self.attempts.begin(after + 1, self._reader.position)
         for part in parts:
             if isinstance(part, segments.Damage):
                 if self._names_damage:
@@ -147,6 +157,10 @@ class JournalReader:
             expected = part.number + 1
             self._raw[part.number] = part.payload
             size += len(part.payload)
+            if self.attempts.is_deadly(part.number):
+                found.append((part.number, None))
+                self.set_aside(part.number, f"the writer died on it {self.attempts.deaths} times")
+                continue
             try:
                 found.append((part.number, self._cache.decode(part)))
             except records.RecordError as problem:

@@ -206,7 +206,10 @@ class Loader(Background):
             time.sleep(max(0.0, self._closed + GAP - time.monotonic()))
         began = time.monotonic()
         self._note(upto)
+        self.source.attempts.rest()  # who is ended while another process has the database did not die of a record
         with self.database.session(BUSY_WAIT, checkpoint) as con:
+            if records:
+                self.source.attempts.resume()
             if position(con, self.journal) != self.position:
                 raise DatabaseChanged("the database is not the one that was here before")
             if records:
@@ -218,6 +221,7 @@ class Loader(Background):
             self.last_link = last_id(con, "gex_history_queue")
             if checkpoint or rows.links:
                 self.queue = queue_counts(con)
+        self.source.attempts.rest()
         self._closed = time.monotonic()
         self.position = self.loaded = upto
         if checkpoint:

@@ -394,3 +394,46 @@ def test_a_full_disk_costs_time_only(tmp_path):
         rig.journal.close()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+DIES = """
+import os, pathlib, sys
+from data_pipeline.repository.rows import Rows
+from tests.repository.test_loader import LoaderRig
+add = Rows.add
+def deadly(rows, record):
+    if b'"n": 77' in record.raw:
+        os.kill(os.getpid(), 9)
+    add(rows, record)
+Rows.add = deadly
+rig = LoaderRig(pathlib.Path(sys.argv[1]))
+rig.loader.start()
+rig.wait()
+rig.stop()
+"""
+
+
+def test_a_record_on_which_the_process_dies_each_time_is_found_and_set_aside_and_the_others_are_loaded(rig, tmp_path):
+    rig.post(*webhooks(*range(1, 151)))
+    rig.journal.close()
+    deaths = 0
+    while subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], cwd=ROOT).returncode:
+        deaths += 1
+        assert deaths < 10
+    assert deaths >= 3
+    assert rig.ask("SELECT count(*), count(*) FILTER (WHERE payload_json = '{\"n\": 77}') FROM universal_webhooks") == [
+        (149, 0)
+    ]
+    (line,) = (tmp_path / "journal" / "set-aside.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"] == 77 and json.loads(line)["reason"] == f"the writer died on it {deaths} times"
+
+
+def test_deaths_while_another_process_has_the_database_count_for_nothing(rig, tmp_path):
+    rig.post(*webhooks(1))
+    rig.loader.start()
+    rig.wait()
+    with held_by_another_process(rig.path):
+        rig.post(*webhooks(2))
+        eventually(lambda: rig.loader.busy)
+        note = json.loads((tmp_path / "journal" / "tables.attempt").read_text())
+        assert note["working"] == 0 or rig.loader.position is None

@@ -10,6 +10,7 @@ from data_pipeline.operations import local_http
 HELP = "show how the running server is, or what the files say when none runs"
 
 MOST_TICKERS = 20  # lines, without --json
+FILES = ("files", "depth")  # the readers that note how far they are
 DATABASE_WAIT = 5.0  # s for which a database that is in use is tried
 
 
@@ -74,19 +75,16 @@ def _of_files(settings) -> dict:
     aside = folder / "set-aside.jsonl"
     return {
         "journal": {"position": end, "segments": len(found), "bytes": sum(path.stat().st_size for path in found)},
-        "files": {name: _noted(folder / f"{name}.position", journal_id) for name in ("files", "depth")},
+        "files": {name: _noted(journal.read_notes(folder).get(f"{name}.position"), journal_id) for name in FILES},
         "latest": {"tickers": latest},
         "tables": _tables(settings.database, journal_id),
         "set_aside": aside.read_bytes().count(b"\n") if aside.exists() else 0,
     }
 
 
-def _noted(path, journal_id: str) -> int | None:
+def _noted(note: tuple[str, int] | None, journal_id: str) -> int | None:
     """How far a reader of the journal is; None where its note does not say."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        note = json.loads(path.read_bytes())
-        return note["position"] if note["journal"] == journal_id else 0
-    return None
+    return None if note is None else note[1] if note[0] == journal_id else 0
 
 
 def _tables(path, journal_id: str) -> dict:

@@ -141,11 +141,21 @@ class Gex:
     @lazy
     def loaded(self) -> TickerSnapshot:
         """The state with its data as objects."""
-        data = {
-            kind: self.data if kind == self.kind else part.load()
-            for kind in ("majors", "maxchange", "snapshot")
-            if (part := getattr(self.state, kind))
-        }
+        return self._load(None)
+
+    def share(self, before: "Gex | None") -> None:
+        """Make `loaded`; what is as in an earlier record of the ticker is that one's object, and not parsed again."""
+        self.__dict__["loaded"] = self._load(before)
+
+    def _load(self, before: "Gex | None") -> TickerSnapshot:
+        data = {}
+        for kind in ("majors", "maxchange", "snapshot"):
+            part = getattr(self.state, kind)
+            if part and kind == self.kind:
+                data[kind] = self.data
+            elif part:
+                same = before is not None and getattr(before.state, kind) == part
+                data[kind] = getattr(before.loaded, kind) if same else part.load()
         return TickerSnapshot(**{**self.state.__dict__, **data})
 
     @lazy
@@ -163,7 +173,10 @@ class Gex:
         return around.replace(f'"{_STRIKES}"', self.strikes_json)
 
 
-def decode(payload: bytes) -> Webhook | Link | Gex:
+AnyRecord = Webhook | Link | Gex
+
+
+def decode(payload: bytes) -> AnyRecord:
     """A record's payload as the object it was made from.  Raises RecordError."""
     try:
         line, _, rest = payload.partition(b"\n")

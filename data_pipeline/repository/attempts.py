@@ -15,7 +15,7 @@ _ROOM = 200  # bytes of the file, always written whole
 
 
 class Attempts:
-    """The file at `path`; for one thread, and any other for `retire`.  A disk that says no costs nothing but the count."""
+    """The file at `path`; for one thread, but for `retire`.  A disk that says no costs nothing but the count."""
 
     def __init__(self, path: pathlib.Path):
         self.deaths = 0

@@ -66,6 +66,8 @@ DAMAGE_AT_OPENING = (*DAMAGE, "INTERNAL Error")
 # One session at a time in a process.  DuckDB's lock keeps other processes out, not a second thread of this one
 # (POSIX locks belong to the process), and closing one of two descriptors would drop the lock of both.
 _SESSION = threading.Lock()
+# Why the file could not be opened when that was last tried in this process; who does not get his turn is told so too.
+_refusal = ""
 
 
 class DatabaseBusy(BridgeError):
@@ -170,17 +172,20 @@ class Database:
     @contextlib.contextmanager
     def _opened(self, wait: float, options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         """The file's turn in this process is held while it is open, not while another process is waited for."""
+        global _refusal
         until = time.monotonic() + wait
         while True:
             with _turn(until):
                 try:
                     con = self._open(options)
                 except duckdb.Error as problem:
+                    _refusal = first_line(problem)
                     if self._is_damage(str(problem), DAMAGE_AT_OPENING):
                         raise DatabaseDamaged(problem) from problem
                     if time.monotonic() >= until:
-                        raise DatabaseBusy(first_line(problem)) from problem
+                        raise DatabaseBusy(_refusal) from problem
                 else:
+                    _refusal = ""
                     with contextlib.closing(con):
                         yield con
                     return
@@ -289,7 +294,7 @@ class Database:
 @contextlib.contextmanager
 def _turn(until: float) -> Iterator[None]:
     if not _SESSION.acquire(timeout=max(0.0, until - time.monotonic())):
-        raise DatabaseBusy("another thread of this process has the database open")
+        raise DatabaseBusy(_refusal or "another thread of this process has the database open")
     try:
         yield
     finally:
@@ -328,6 +333,7 @@ def make_tables(con: duckdb.DuckDBPyConnection) -> None:
 def last_id(con: duckdb.DuckDBPyConnection, table: str) -> int:
     """The highest id ever given out in `table`; 0 where none was."""
     # fetchall, here and below: after fetchone DuckDB calls the result unfinished and refuses `register`.
+    value: int
     ((value,),) = con.execute(
         f"SELECT greatest(coalesce((SELECT last_id FROM bridge_ids WHERE table_name = ?), 0),"
         f" coalesce((SELECT max(id) FROM {table}), 0))",
@@ -348,7 +354,7 @@ def note_last_id(con: duckdb.DuckDBPyConnection, table: str, value: int) -> None
 
 def position(con: duckdb.DuckDBPyConnection, journal: str) -> int:
     """The last record of that journal that is in the tables; 0 for none."""
-    rows = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
+    rows: list[tuple[int]] = con.execute("SELECT position FROM bridge_journal WHERE journal = ?", [journal]).fetchall()
     return rows[0][0] if rows else 0
 
 

@@ -89,7 +89,7 @@ class Journal:
         self._leading = False
         self._next = 1
         self._fd: int | None = None
-        self._path: pathlib.Path | None = None
+        self._path = pathlib.Path()
         self._size = 0
         self._locks: list[int] = []
 
@@ -255,11 +255,10 @@ class Journal:
         if self._size >= self.segment_bytes:
             self._close_segment()
         try:
-            if self._fd is None:
-                self._begin_segment(batch[0].number)
-            atomic.write_all(self._fd, data)
-            os.fdatasync(self._fd)
-            self._check_it_is_there()
+            fd = self._begin_segment(batch[0].number) if self._fd is None else self._fd
+            atomic.write_all(fd, data)
+            os.fdatasync(fd)
+            self._check_it_is_there(fd)
         except Exception:
             self._give_up_segment()
             raise
@@ -280,16 +279,16 @@ class Journal:
         if self.lost:
             raise OSError(errno.ESTALE, f"{self.folder} was removed or renamed")
 
-    def _check_it_is_there(self) -> None:
+    def _check_it_is_there(self, fd: int) -> None:
         """Raise OSError where somebody has removed or replaced the segment: what is in it then, nobody will read."""
         try:
-            is_there = os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+            is_there = os.path.samestat(os.fstat(fd), os.stat(self._path))
         except FileNotFoundError:
             is_there = False
         if not is_there:
             raise OSError(errno.ESTALE, f"{self._path.name} was removed or replaced")
 
-    def _begin_segment(self, first: int) -> None:
+    def _begin_segment(self, first: int) -> int:
         path = segments.segment_path(self.folder, first)
         header = segments.SegmentHeader(self.id, first, self.last_link())
         # Renamed when its header is durable: a segment with the same name has
@@ -302,6 +301,7 @@ class Journal:
         os.rename(temporary, path)
         self._path, self._size = path, segments.HEADER_BYTES
         atomic.fsync_folder(self.folder)
+        return self._fd
 
     def _give_up_segment(self) -> None:
         """Close a segment that may lie about what it holds; give back what was not acknowledged."""
@@ -333,7 +333,11 @@ def find_end(folder: pathlib.Path) -> tuple[str, int, int]:
 
     A new folder gets a new id.  Where the last segment ends in bytes that are
     no record, the numbers those may have had are not used again: the tables
-    may already hold a record that was whole when they read it.
+    may already hold a record that was whole when they read it, and would then
+    take a new one with the same number for that one and leave it out.  So as
+    many numbers are passed over as records without a payload would fit into
+    those bytes; too many do no harm, a gap is only named in the log.  Damage
+    with whole records behind it costs none: they say how numbers go on.
     """
     found = segments.list_segments(folder)
     if not found:
@@ -362,26 +366,26 @@ def read_any_header(folder: pathlib.Path) -> segments.SegmentHeader | None:
     return next((h for path in reversed(segments.list_segments(folder)) if (h := segments.read_header(path))), None)
 
 
-def _notes(folder: pathlib.Path) -> list[dict]:
-    found = []
+def read_notes(folder: pathlib.Path) -> dict[str, tuple[str, int]]:
+    """What the readers noted beside the segments, by the note's name: the journal's id, and the last record they have.
+
+    One that is not there, or not readable, is left out: whose notes they are, they look after them.
+    """
+    found = {}
     for name in NOTES:
-        with contextlib.suppress(OSError, ValueError):  # whose notes they are, they look after them
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads((folder / name).read_bytes())
-            if (
-                isinstance(note, dict)
-                and isinstance(note.get("journal"), str)
-                and isinstance(note.get("position"), int)
-            ):
-                found.append(note)
+            if isinstance(note["journal"], str) and isinstance(note["position"], int):
+                found[name] = note["journal"], note["position"]
     return found
 
 
 def noted_position(folder: pathlib.Path, journal: str) -> int:
     """The last record that tables or files have taken from that journal, as far as they noted it; 0 for none."""
-    return max((note["position"] for note in _notes(folder) if note["journal"] == journal), default=0)
+    return max((position for whose, position in read_notes(folder).values() if whose == journal), default=0)
 
 
 def noted_journal(folder: pathlib.Path) -> str:
     """The id of the journal that tables and files were last reading; empty where they do not say, or not the same."""
-    ids = {note["journal"] for note in _notes(folder) if re.fullmatch("[0-9a-f]{32}", note["journal"])}
+    ids = {journal for journal, _ in read_notes(folder).values() if re.fullmatch("[0-9a-f]{32}", journal)}
     return ids.pop() if len(ids) == 1 else ""

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import contextlib
 import json
 import logging
 import pathlib
@@ -65,36 +66,51 @@ class SetAside:
 
 
 class Cache:
-    """Decoded records that the two readers share, so that a body is parsed once."""
+    """Decoded records that the two readers share, so that a body is parsed once.
+
+    A record has its ticker's whole state in it, most of which is as in the
+    one before: that too is parsed once, and there once in memory.
+    """
 
     SIZE = 512
     BYTES = 4 << 20  # of payloads; one reader may be far ahead while the other waits for the database
+    TICKERS = 256
 
-    def __init__(self):
+    def __init__(self) -> None:
         # Guards all below; both readers come here.
         self._lock = threading.Lock()
-        self._records: collections.OrderedDict[int, tuple[object, int]] = collections.OrderedDict()
+        self._records: collections.OrderedDict[int, tuple[records.AnyRecord, int]] = collections.OrderedDict()
+        self._last: collections.OrderedDict[str, records.Gex] = collections.OrderedDict()
         self._bytes = 0
 
-    def decode(self, record: segments.Record):
+    def decode(self, record: segments.Record) -> records.AnyRecord:
         """Raises records.RecordError."""
         with self._lock:
-            found = self._take(record.number)
-        if found is not None:
-            return found  # both have it now
-        found = records.decode(record.payload)
-        with self._lock:
-            self._take(record.number)
+            if (found := self._take(record.number)) is not None:
+                return found  # both have it now
+            found = records.decode(record.payload)
+            if isinstance(found, records.Gex):
+                self._share(found)
             self._records[record.number] = found, len(record.payload)
             self._bytes += len(record.payload)
-            while len(self._records) > self.SIZE or self._bytes > self.BYTES:
+            while len(self._records) > self.SIZE or self._bytes > self.BYTES and len(self._records) > 1:
                 self._take(next(iter(self._records)))
         return found
 
-    def _take(self, number: int):
-        found, size = self._records.pop(number, (None, 0))
-        self._bytes -= size
-        return found
+    def _share(self, gex: records.Gex) -> None:
+        # What it raises is raised again where the values are used, and the record is set aside there.
+        with contextlib.suppress(Exception):
+            gex.share(self._last.pop(gex.ticker, None))
+            self._last[gex.ticker] = gex
+        while len(self._last) > self.TICKERS:
+            self._last.popitem(last=False)
+
+    def _take(self, number: int) -> records.AnyRecord | None:
+        entry = self._records.pop(number, None)
+        if entry is None:
+            return None
+        self._bytes -= entry[1]
+        return entry[0]
 
 
 class JournalReader:
@@ -130,7 +146,7 @@ class JournalReader:
         self.attempts.rest()
         self._progress.wait_beyond(number, timeout)
 
-    def read(self, after: int, most: int) -> list[tuple[int, object]]:
+    def read(self, after: int, most: int) -> list[tuple[int, records.AnyRecord | None]]:
         """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 
         Whoever has done them all goes on behind the last one's number.  Raises OSError.
@@ -139,7 +155,8 @@ class JournalReader:
         most = self.attempts.most(after, most)
         if self._reader is None or self._reader.position != after:
             self._reader = segments.Reader(self._folder, after)
-        found, self._raw, self._kept = [], {}, {kept for kept in self._kept if kept[0] > after}
+        found: list[tuple[int, records.AnyRecord | None]] = []
+        self._raw, self._kept = {}, {kept for kept in self._kept if kept[0] > after}
         size = 0
         expected: int | None = after + 1  # None behind damage, which is named itself
         parts = self._reader.read(min(self._progress.durable, self.bound()), most, MOST_BYTES)

@@ -10,7 +10,8 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import duckdb
 import pyarrow
@@ -18,6 +19,7 @@ import pyarrow
 from data_pipeline import BridgeError
 from data_pipeline.background import Background
 from data_pipeline.files import atomic
+from data_pipeline.payloads.records import AnyRecord
 from data_pipeline.repository import upserts
 from data_pipeline.repository.database import (
     Database,
@@ -30,9 +32,12 @@ from data_pipeline.repository.database import (
     position,
     queue_counts,
 )
+from data_pipeline.repository.journal_reader import JournalReader
 from data_pipeline.repository.rows import Rows
 
 log = logging.getLogger("webhook")
+
+Numbered = list[tuple[int, AnyRecord]]
 
 BATCH = 128  # records a session
 GAP = 0.06  # s that the file is free between two sessions, however much there is to do
@@ -66,18 +71,24 @@ class Loader(Background):
     makes the views, run before the first records; note: the file that says how
     far the tables may be, so that a journal that lost its end gives out no
     number again; end: the journal's last record when it was opened.
-    `position` is what has been applied (None where only the database knows),
-    `safe` what is also checkpointed: only that may leave the journal.
-    `loaded` is what was last known to be applied, for those who look on.
+    Three numbers of records that are easily mixed up:
+    `position`: all up to it are applied.  None from an exception until the
+    database was asked: its commit may have held, and from a guess a batch
+    would be applied twice, or never.  Before each batch it is compared with
+    the database, which another one may have been put in the place of.
+    `safe`: all up to it are in the file itself, by a checkpoint.  Only that
+    may leave the journal: what is behind it is in DuckDB's log alone, which is
+    moved aside where it is damaged, and is then loaded from the journal again.
+    `loaded`: what was last known of `position`; for those who look on.
     """
 
     def __init__(
         self,
         database: Database,
-        source,
+        source: JournalReader,
         journal: str,
         interval: float,
-        views=tuple,
+        views: Callable[[], Iterable[str]] = tuple,
         note: pathlib.Path | None = None,
         end: int = 0,
     ):
@@ -103,7 +114,7 @@ class Loader(Background):
         self._checkpoint_due = 0.0
         self._closed = 0.0
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         return {
             "position": self.loaded,
             "sessions": self.sessions,
@@ -132,7 +143,7 @@ class Loader(Background):
             elif not last:
                 self._stopping.wait(max(GAP, began + self.interval - time.monotonic()))
                 due = None if self.safe == self.position else max(0.0, self._checkpoint_due - time.monotonic())
-                self.source.wait_beyond(self.position, due)
+                self.source.wait_beyond(self.position or 0, due)
 
     def _try_step(self) -> bool:
         try:
@@ -149,6 +160,7 @@ class Loader(Background):
         """One session; True if there is more at once."""
         if self.position is None:
             self._begin()
+        assert self.position is not None
         records = self.source.read(self.position, BATCH)
         if records or self.safe != self.position and self._must_checkpoint():
             self._load(records)
@@ -171,7 +183,7 @@ class Loader(Background):
             self._make_views(con)
         self.position = self.safe = self.loaded = found
 
-    def _where_to_begin(self, con) -> int:
+    def _where_to_begin(self, con: duckdb.DuckDBPyConnection) -> int:
         found = position(con, self.journal)
         if found > self.source.durable:
             # An older copy of the journal; what came since it was opened is new, and has numbers that were used before.
@@ -184,7 +196,7 @@ class Loader(Background):
             note_position(con, self.journal, found)
         return found
 
-    def _make_views(self, con) -> None:
+    def _make_views(self, con: duckdb.DuckDBPyConnection) -> None:
         try:
             for statement in self.views():
                 con.execute(statement)
@@ -193,8 +205,10 @@ class Loader(Background):
                 log.error("a view on the lake cannot be made: %a", first_line(problem))
             self._view_trouble = str(problem)
 
-    def _load(self, records: list) -> None:
-        kept, rows = [], Rows()
+    def _load(self, records: list[tuple[int, AnyRecord | None]]) -> None:
+        assert self.position is not None
+        kept: Numbered = []
+        rows = Rows()
         for number, record in records:
             if record is not None and self._add(rows, number, record):
                 kept.append((number, record))
@@ -234,12 +248,15 @@ class Loader(Background):
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
 
     def _note(self, upto: int) -> None:
-        """Before the tables have it.  Not synced: it is for a journal that is cut, and a power cut cuts nothing durable."""
+        """Before the tables have it, so that a journal that lost its end gives out no number that they know.
+
+        Not synced: a power cut cuts nothing durable off the journal.
+        """
         if self.note is not None and upto != self.position:
             note = {"journal": self.journal, "position": upto}
             atomic.replace(self.note, json.dumps(note).encode(), durable=False)
 
-    def _add(self, rows: Rows, number: int, record) -> bool:
+    def _add(self, rows: Rows, number: int, record: AnyRecord) -> bool:
         try:
             rows.add(record)
         except Exception as problem:  # whatever a payload can do to us, the next one must get in
@@ -247,7 +264,7 @@ class Loader(Background):
             return False
         return True
 
-    def _apply(self, con, rows: Rows, upto: int) -> None:
+    def _apply(self, con: duckdb.DuckDBPyConnection, rows: Rows, upto: int) -> None:
         con.execute("BEGIN")
         try:
             upserts.apply(con, rows)
@@ -258,7 +275,7 @@ class Loader(Background):
                 con.execute("ROLLBACK")
             raise
 
-    def _apply_halves(self, con, records: list, problem: Exception) -> None:
+    def _apply_halves(self, con: duckdb.DuckDBPyConnection, records: Numbered, problem: Exception) -> None:
         """Some record of these cannot be loaded: find it, and load the others."""
         if len(records) <= 1:
             for number, _ in records:

@@ -11,7 +11,9 @@ import logging
 import pathlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from data_pipeline.config import Settings
 from data_pipeline.files.growing import read_note
 from data_pipeline.payloads import records
 from data_pipeline.repository import foreign_file, segments
@@ -26,7 +28,7 @@ WATCH_INTERVAL = 1.0  # s, between two looks at whether the folder is still ours
 class Repository:
     """The journal, and the writer process behind it."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings):
         self.settings = settings
         self.folder: pathlib.Path = settings.data_dir / "journal"
         self.journal = Journal(self.folder)
@@ -56,7 +58,7 @@ class Repository:
         Ids count up from 1 and are never given out twice, but for one whose
         record could not be written.  Raises as `append`.
         """
-        given = []
+        given: list[int] = []
 
         def build() -> Built:
             before = self._last_link
@@ -126,7 +128,7 @@ class Repository:
         self.journal.close()
         return done
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         """Counts of the journal and of everything in the writer; see README, `/status`."""
         sizes = list(map(_size, segments.list_segments(self.folder)))
         journal = {

@@ -26,6 +26,8 @@ import pathlib
 import struct
 import zlib
 
+import duckdb
+
 from data_pipeline.files import atomic
 
 log = logging.getLogger("webhook")
@@ -44,7 +46,7 @@ def beside(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}.rollback")
 
 
-def keep(con, path: pathlib.Path) -> None:
+def keep(con: duckdb.DuckDBPyConnection, path: pathlib.Path) -> None:
     """Copy, durably, what a checkpoint by `con` may overwrite of the file at `path`.  Raises OSError."""
     fd = _descriptor(path)
     ((size,),) = con.execute(_BLOCK_SIZE).fetchall()
@@ -102,7 +104,7 @@ def _is_whole(raw: bytes) -> bool:
     if len(raw) < _START.size + HEADERS:
         return False
     magic, crc, size = _START.unpack_from(raw)
-    return (
+    return bool(
         magic == MAGIC
         and zlib.crc32(raw[12:]) == crc
         and (len(raw) - _START.size - HEADERS) % (_NUMBER.size + size) == 0

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipeline.payloads import times
 from data_pipeline.payloads.records import Gex, Link, Webhook
@@ -21,11 +23,13 @@ SNAPSHOT_NUMBERS = (
     "major_neg_oi",
     "delta_risk_reversal",
 )
+Columns = tuple[Sequence[Any], ...]  # of the same length
+Key = tuple[str | None, int, str | None]  # ticker, timestamp, endpoint
 _PLAIN = {int, float}
 _INNERMOST = re.compile(r"\[[^\[\]]*\]")  # in the text of uniform strikes: their histories
 
 
-def strikes(entries: object, written: str) -> tuple[list, ...]:
+def strikes(entries: object, written: str) -> Columns:
     """The strikes of a snapshot as nine columns: strike, gamma_now, vanna, 1m, 5m, 10m, 15m, 30m, history_json.
 
     Each list of ≥ 2 is one: strike, gamma, vanna (third), the first five of
@@ -37,12 +41,12 @@ def strikes(entries: object, written: str) -> tuple[list, ...]:
     return _uniform_strikes(entries, written) or _any_strikes(entries)
 
 
-def _uniform_strikes(entries: list, written: str) -> tuple[list, ...] | None:
+def _uniform_strikes(entries: list[Any], written: str) -> Columns | None:
     """The same, ten times as fast, for what GEXBot sends: four values each, five numbers in the fourth."""
     try:
         if set(map(type, entries)) != {list} or set(map(len, entries)) != {4}:
             return None
-        columns = list(zip(*entries))
+        columns: list[Any] = list(zip(*entries))
         histories = columns.pop()
         if set(map(type, histories)) != {list} or set(map(len, histories)) != {5}:
             return None
@@ -58,7 +62,7 @@ def _uniform_strikes(entries: list, written: str) -> tuple[list, ...] | None:
     return (*columns, _INNERMOST.findall(written))
 
 
-def _any_strikes(entries: list) -> tuple[list, ...]:
+def _any_strikes(entries: list[Any]) -> Columns:
     kept = {}
     for entry in entries:
         if not isinstance(entry, list) or len(entry) < 2 or (strike := number(entry[0])) is None:
@@ -79,11 +83,11 @@ class Rows:
     trades get their ids when they are written.
     """
 
-    snapshots: dict = field(default_factory=dict)
-    strikes: dict = field(default_factory=dict)
-    links: list = field(default_factory=list)
-    webhooks: list = field(default_factory=list)
-    trades: list = field(default_factory=list)
+    snapshots: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
+    strikes: dict[Key, Columns] = field(default_factory=dict)
+    links: list[tuple[Any, ...]] = field(default_factory=list)
+    webhooks: list[tuple[Any, ...]] = field(default_factory=list)
+    trades: list[tuple[Any, ...]] = field(default_factory=list)
 
     def add(self, record: Gex | Link | Webhook) -> None:
         """Add one record's rows; where it raises, nothing of it is added."""
@@ -108,7 +112,7 @@ class Rows:
         if webhook:
             self.webhooks.append(webhook)
 
-    def _add_snapshot(self, record: Gex, view: dict, timestamp: int) -> None:
+    def _add_snapshot(self, record: Gex, view: dict[str, Any], timestamp: int) -> None:
         state = record.loaded
         key = (text(record.ticker), timestamp, text(record.endpoint or state.last_endpoint or "unknown"))
         columns = strikes((state.snapshot or {}).get("strikes"), record.strikes_json)
@@ -145,7 +149,7 @@ class Rows:
             self.trades.append(trade)
 
 
-def _webhook_row(at: str, payload_json: str, client: str, agent: str) -> tuple:
+def _webhook_row(at: str, payload_json: str, client: str, agent: str) -> tuple[Any, ...]:
     return times.row_time(at), payload_json, client, text(agent)
 
 

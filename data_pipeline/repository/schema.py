@@ -131,6 +131,6 @@ def statements() -> list[str]:
             for name, kind in cols
         )
         made.append(f"CREATE TABLE IF NOT EXISTS {table} ({body}, PRIMARY KEY ({', '.join(KEYS[table])}))")
-    for index, (table, cols) in INDEXES.items():
-        made.append(f"CREATE INDEX IF NOT EXISTS {index} ON {table} ({', '.join(cols)})")
+    for index, (table, names) in INDEXES.items():
+        made.append(f"CREATE INDEX IF NOT EXISTS {index} ON {table} ({', '.join(names)})")
     return made + list(BOOKKEEPING)

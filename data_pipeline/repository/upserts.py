@@ -1,12 +1,13 @@
 """Rows → tables: Arrow tables handed to DuckDB, one statement a table, never a row at a time."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow
 
 from data_pipeline.repository import arrow, database, schema
-from data_pipeline.repository.rows import Rows
+from data_pipeline.repository.rows import Columns, Key, Rows
 
 _KEY = ("ticker", "timestamp", "endpoint")
 # Not OR REPLACE: that is refused as soon as somebody has made a unique index of his own.
@@ -54,7 +55,7 @@ def _insert(
     con.unregister("new_rows")
 
 
-def _replace_strikes(con: duckdb.DuckDBPyConnection, strikes: dict) -> None:
+def _replace_strikes(con: duckdb.DuckDBPyConnection, strikes: dict[Key, Columns]) -> None:
     """The strikes of a key go together: the old ones leave, whatever their strike was."""
     keys = [pyarrow.array(values) for values in zip(*strikes)]
     con.register("new_keys", pyarrow.table(keys, names=list(_KEY)))
@@ -74,7 +75,7 @@ def _replace_strikes(con: duckdb.DuckDBPyConnection, strikes: dict) -> None:
     )
 
 
-def _insert_links(con: duckdb.DuckDBPyConnection, links: list[tuple]) -> None:
+def _insert_links(con: duckdb.DuckDBPyConnection, links: list[tuple[Any, ...]]) -> None:
     """Queue rows keep the id they were acknowledged with.
 
     Where a row that was put there by hand has it, that row moves to a new id.

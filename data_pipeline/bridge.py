@@ -1,12 +1,11 @@
 """What an accepted payload causes: the one place where store, journal and background parts meet."""
 
 import logging
-import sys
 import time
 
 from data_pipeline.files.views import read_latest
 from data_pipeline.payloads import records, times, validation
-from data_pipeline.payloads.store import SnapshotStore
+from data_pipeline.payloads.store import SnapshotStore, TickerState
 from data_pipeline.payloads.trades import TOPIC as TRADES_TOPIC
 from data_pipeline.payloads.trades import option_trade
 
@@ -29,7 +28,7 @@ class Bridge:
 
     def __init__(self, repository, dashboard=None, downloads=None, discord=None):
         self.repository = repository
-        self.store = SnapshotStore()
+        self.store = SnapshotStore(TickerState)
         self.dashboard = dashboard
         self.downloads = downloads
         self.discord = discord
@@ -38,13 +37,8 @@ class Bridge:
 
     def restore(self, root) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
-        for snapshot in _read_latest_however_deep(root):
-            parts = {
-                kind: records.Part.of(data)
-                for kind in ("majors", "maxchange", "snapshot")
-                if (data := getattr(snapshot, kind)) is not None
-            }
-            self.store.put(snapshot.__class__(**{**snapshot.__dict__, **parts}))
+        for snapshot in read_latest(root):
+            self.store.put(snapshot.state())
         for record in self.repository.replay():
             if isinstance(record, records.Gex):
                 self.store.put(record.state)
@@ -94,16 +88,6 @@ class Bridge:
 
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
-
-
-def _read_latest_however_deep(root):
-    """In latest.json a payload lies two levels deeper than when the parser let it through."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(10 * limit)
-    try:
-        return read_latest(root)
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _is_acknowledgement(payload: dict) -> bool:

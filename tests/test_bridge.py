@@ -8,7 +8,7 @@ from data_pipeline import config
 from data_pipeline.bridge import Bridge
 from data_pipeline.files.views import Views
 from data_pipeline.payloads import records
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import TickerSnapshot, TickerState
 from data_pipeline.payloads.validation import ValidationError
 from data_pipeline.repository.journal import NotDurable
 from data_pipeline.repository.repository import Repository
@@ -56,7 +56,7 @@ def rig(tmp_path):
     made.close()
 
 
-def loaded(state: TickerSnapshot) -> dict:
+def loaded(state: TickerState) -> dict:
     """A state of the store with its data as objects."""
     kinds = ("majors", "maxchange", "snapshot")
     return {**state.__dict__, **{kind: part.load() if (part := getattr(state, kind)) else None for kind in kinds}}

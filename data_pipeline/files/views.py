@@ -11,7 +11,9 @@ import json
 import logging
 import math
 import pathlib
-import re
+import time
+from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
@@ -29,13 +31,20 @@ SPOT_SERIES = "raw/gex/spot_series.jsonl"
 # Names of the max-change windows in the consolidated files, by their name in the combined view.
 CHANGE_WINDOWS = dict(zip((name for _, name in WINDOWS), ("current", "1m", "5m", "10m", "15m", "30m")))
 
-# Of a text by json.dumps: strings, numbers and what is between them, up to the next bracket or comma, and that one.
-_STEPS = re.compile(r'((?:[^"\[\]{},]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+)([\[\]{},]?) ?')
+# Indentation of one ticker's entry in latest.json, in bytes: beyond the first, and so many times as much as the
+# entry itself, it stands on one line.  Else 4 MiB of `1,1,1,…` in sixty brackets would become half a gigabyte.
+MOST_INDENTATION, MOST_TIMES = 1 << 20, 8
+LARGE = 8 << 20  # bytes of latest.json, from which on it is written once in LARGE_PAUSE at the most
+LARGE_PAUSE = 5.0  # s
+
+
+def _finite_number(value: object) -> float | None:
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _float(value: object) -> float:
-    found = number(value)
-    return found if found is not None and math.isfinite(found) else 0.0
+    return _finite_number(value) or 0.0
 
 
 def iso_timestamp(timestamp: object, received: str) -> str:
@@ -46,16 +55,16 @@ def iso_timestamp(timestamp: object, received: str) -> str:
     return moment.isoformat() if moment else f"{received}+00:00"
 
 
-def consolidated(snapshot: TickerSnapshot, received: str) -> dict:
+def consolidated(snapshot: TickerSnapshot, received: str, own: bool = False) -> dict[str, Any]:
     """`gex/TICKER/snapshot.json` as an object.  received: ISO UTC time, without offset, of the last payload."""
-    view = snapshot.combined()
+    view = snapshot.combined(own)
     entries = view["strikes"]
     all_strikes = None
     if isinstance(entries, list):
         all_strikes = [
             {"strike": strike, "gex": _float(entry[1]), "volume": 0, "open_interest": 0}
             for entry in entries
-            if isinstance(entry, list) and len(entry) >= 2 and (strike := number(entry[0])) is not None
+            if isinstance(entry, list) and len(entry) >= 2 and (strike := _finite_number(entry[0])) is not None
         ]
     windows = [
         {
@@ -66,7 +75,7 @@ def consolidated(snapshot: TickerSnapshot, received: str) -> dict:
             "delta": gex,
         }
         for name, pair in view["max_change"].items()
-        if (strike := number(pair["strike"])) is not None
+        if (strike := _finite_number(pair["strike"])) is not None
     ]
     return {
         "ticker": snapshot.ticker,
@@ -101,37 +110,43 @@ def spot_line(record: Gex) -> bytes | None:
 
 
 class Views:
-    """The whole store as files, each ticker's text made only when it changed.  For one thread."""
+    """The whole store as files, each ticker's text made only when it changed.  For one thread.
 
-    def __init__(self, root: pathlib.Path):
+    own: how a ticker is combined, see TickerSnapshot.  `current` is False while latest.json waits for LARGE_PAUSE.
+    """
+
+    def __init__(self, root: pathlib.Path, own: bool = False, clock: Callable[[], float] = time.monotonic):
         self.root = root
+        self.own = own
         self.written = 0
+        self.current = True
+        self._clock = clock
         self._texts: dict[str, str] = {}
         self._pending: dict[str, tuple[TickerSnapshot, str]] = {}
         self._failing: set[str] = set()
+        self._due = 0.0
 
     def restore(self, tickers: list[TickerSnapshot]) -> None:
         """Begin with what `latest.json` said; a ticker whose own files are not whole gets them again."""
         for snapshot in tickers:
-            self._texts[snapshot.ticker] = _entry(snapshot)
+            self._texts[snapshot.ticker] = _entry(snapshot, self.own)
             if not _is_whole(self.root / "gex" / folder_name(snapshot.ticker)):
                 self.update(snapshot, times.utc_now_text())
 
     def update(self, snapshot: TickerSnapshot, received: str) -> None:
         self._pending[snapshot.ticker] = (snapshot, received)
 
-    def write(self) -> None:
+    def write(self, last: bool = False) -> None:
         """Write what changed; what could not be written stays to be.
 
         A ticker whose own files cannot be written holds up no other; raises
-        OSError where `latest.json` cannot.
+        OSError where `latest.json` cannot.  last: nobody calls again, so a
+        large one is written now.
         """
-        if not self._pending:
-            return
-        left = {}
+        left: dict[str, tuple[TickerSnapshot, str]] = {}
         for ticker, (snapshot, received) in self._pending.items():
             try:
-                self._texts[ticker] = _entry(snapshot)
+                self._texts[ticker] = _entry(snapshot, self.own)
                 self._write_ticker(snapshot, received)
             except (ValueError, TypeError, RecursionError) as problem:
                 log.error("views of %a cannot be made: %s", ticker, ascii(str(problem)))
@@ -139,13 +154,19 @@ class Views:
                 left[ticker] = (snapshot, received)
                 if ticker not in self._failing:  # one line, however long it lasts
                     log.error("views of %a cannot be written, they are tried again: %s", ticker, ascii(str(problem)))
-        atomic.replace(self.root / LATEST, latest_json(self._texts).encode("ascii"))
+        if self._pending:
+            self.current = False
+        if not self.current and (last or self._clock() >= self._due):
+            text = latest_json(self._texts).encode("ascii")
+            atomic.replace(self.root / LATEST, text)
+            self.current = True
+            self._due = self._clock() + LARGE_PAUSE if len(text) > LARGE else 0.0
         self.written += len(self._pending) - len(left)
         self._pending, self._failing = left, set(left)
 
     def _write_ticker(self, snapshot: TickerSnapshot, received: str) -> None:
         folder = self.root / "gex" / folder_name(snapshot.ticker)
-        document = consolidated(snapshot, received)
+        document = consolidated(snapshot, received, self.own)
         metadata = {
             "ticker": snapshot.ticker,
             "timestamp": document["timestamp"],
@@ -168,34 +189,26 @@ def _is_whole(folder: pathlib.Path) -> bool:
         return False
 
 
-def _entry(snapshot: TickerSnapshot) -> str:
+def _entry(snapshot: TickerSnapshot, own: bool = False) -> str:
     """A ticker's lines of `latest.json`, without the braces around all."""
-    return indented(json.dumps({snapshot.ticker: snapshot.document()}, sort_keys=True))[2:-2]
+    document = {snapshot.ticker: snapshot.document(own)}
+    document = _finite(document) if own else document
+    margins = _indentation(document)
+    if margins > MOST_INDENTATION and margins > MOST_TIMES * len(json.dumps(document)):
+        return "  " + json.dumps(document, sort_keys=True)[1:-1]
+    return json.dumps(document, indent=2, sort_keys=True)[2:-2]
 
 
-def indented(text: str) -> str:
-    """The text of `json.dumps(value)` as `json.dumps(value, indent=2)` makes it, to the letter.
+def _finite(document: Any) -> Any:
+    """A copy in which null stands for NaN and Infinity, which are no numbers in JSON."""
+    return json.loads(json.dumps(document), parse_constant=lambda _: None)
 
-    That hands each piece up through a generator for each level: 200 KB from a client, 850 levels around 100,000
-    numbers, would take ten seconds.
-    """
-    made, margin, opened = [], "\n", False  # opened: what stands before is [ or {
-    for scalar, mark in _STEPS.findall(text):
-        closes = mark in ("]", "}")
-        empty = opened and closes and not scalar
-        if opened and not empty:
-            made.append(margin)
-        made.append(scalar)
-        if closes:
-            margin = margin[:-2]
-            if not empty:
-                made.append(margin)
-        made.append(mark)
-        if mark == ",":
-            made.append(margin)
-        if opened := mark in ("[", "{"):
-            margin += "  "
-    return "".join(made)
+
+def _indentation(value: dict[str, Any] | list[Any], level: int = 1) -> int:
+    """The bytes of line breaks and margins that `json.dumps(value, indent=2)` has."""
+    inner = value.values() if isinstance(value, dict) else value
+    below = sum(_indentation(child, level + 1) for child in inner if child.__class__ in (dict, list) and child)
+    return len(value) * (2 * level + 1) + 2 * level - 1 + below
 
 
 def latest_json(entries: dict[str, str]) -> str:

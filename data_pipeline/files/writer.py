@@ -23,16 +23,16 @@ MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 class FilesWriter(Background):
     """Journal → spot series and views, and events for the DepthPersistor; `stop` brings them up to the journal's end.
 
-    source: the journal's decoded records, see `repository.source`.
+    source: the journal's decoded records, see `repository.journal_reader`; own: how views combine, see TickerSnapshot.
     """
 
-    def __init__(self, root: pathlib.Path, source, spots: GrowingFiles, depth: DepthPersistor):
+    def __init__(self, root: pathlib.Path, source, spots: GrowingFiles, depth: DepthPersistor, own: bool = False):
         super().__init__("FilesWriter")
         self.root = root
         self.source = source
         self.spots = spots
         self.depth = depth
-        self.views = Views(root)
+        self.views = Views(root, own)
         self.position = min(spots.position, depth.files.position)
         self.lines = 0
         self.trouble = ""
@@ -51,7 +51,7 @@ class FilesWriter(Background):
             # Looked at before the step: what comes to be in between is for the next one.
             last = self._stopping.is_set()
             try:
-                count = self._step()
+                count = self._step(last)
             except Exception as problem:
                 # One line, however long it lasts; the name of a temporary file is another one each time.
                 if (trouble := getattr(problem, "strerror", None) or str(problem)) != self.trouble:
@@ -73,8 +73,8 @@ class FilesWriter(Background):
             self._stopping.wait(max(0.0, began + INTERVAL - time.monotonic()))
             self.source.wait_beyond(self.position, timeout=2.0)
 
-    def _step(self) -> int:
-        """One batch; returns how many records it had."""
+    def _step(self, last: bool = False) -> int:
+        """One batch; returns how many records it had.  last: there will be no other behind an empty one."""
         if not self._restored:
             self.views.restore(read_latest(self.root))
             self._restored = True
@@ -89,15 +89,16 @@ class FilesWriter(Background):
             for problem in self.spots.append({SPOT_SERIES: b"".join(spot_lines)}).values():
                 raise problem
             self.lines += len(spot_lines)
-        if not records:
-            self.views.write()
-            self.spots.settle()
-            return 0
-        self._spotted = max(self._spotted, records[-1][0])
-        self.views.write()
-        self.position = records[-1][0]
-        if self.position > self.spots.position:
+        if records:
+            self._spotted = max(self._spotted, records[-1][0])
+        self.views.write(last and not records)
+        if records:
+            self.position = records[-1][0]
+        # A restart brings the store back from latest.json and the records behind this position.
+        if self.views.current and self.position > self.spots.position:
             self.spots.advance(self.position)
+        if not records:
+            self.spots.settle()
         return len(records)
 
     def _take(self, number_: int, record) -> list[bytes]:

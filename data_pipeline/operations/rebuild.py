@@ -29,7 +29,7 @@ def latest_json(root: pathlib.Path, database: pathlib.Path) -> None:
     the others the tables know the last payload of each kind, as long as no
     other kind had the same timestamp and endpoint.
     """
-    store = SnapshotStore()
+    store = SnapshotStore(TickerSnapshot)
     _from_tables(store, database)
     _from_journal(store, root / "journal")
     documents = {snapshot.ticker: snapshot.document() for snapshot in store.tickers()}

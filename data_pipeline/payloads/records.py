@@ -13,7 +13,7 @@ import json
 import secrets
 from dataclasses import dataclass
 
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import KINDS, Part, TickerSnapshot, TickerState
 
 # Stands for the strikes while the rest of a payload is written; no client can know it.
 _STRIKES = secrets.token_hex(16)
@@ -36,22 +36,6 @@ class lazy:
 
 class RecordError(Exception):
     """The payload is no record of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """JSON text that holds an object: under `key`, or as a whole where `key` is empty."""
-
-    raw: bytes
-    key: str = ""
-
-    @classmethod
-    def of(cls, data: dict) -> "Part":
-        return cls(json.dumps(data).encode("ascii"))
-
-    def load(self) -> dict:
-        value = json.loads(self.raw)
-        return value[self.key] if self.key else value
 
 
 def _encode(line: dict, *parts: bytes) -> bytes:
@@ -99,7 +83,7 @@ class Gex:
 
     at: str
     endpoint: str | None
-    state: TickerSnapshot
+    state: TickerState
     webhook: tuple[str, str] | None = None
 
     @property
@@ -112,7 +96,7 @@ class Gex:
 
     def encode(self) -> bytes:
         state = self.state
-        parts = [(kind, part) for kind in ("majors", "maxchange", "snapshot") if (part := getattr(state, kind))]
+        parts = [(kind, part) for kind in KINDS if (part := getattr(state, kind))]
         line = {
             "type": "gex",
             "at": self.at,
@@ -149,14 +133,14 @@ class Gex:
 
     def _load(self, before: "Gex | None") -> TickerSnapshot:
         data = {}
-        for kind in ("majors", "maxchange", "snapshot"):
+        for kind in KINDS:
             part = getattr(self.state, kind)
             if part and kind == self.kind:
                 data[kind] = self.data
             elif part:
                 same = before is not None and getattr(before.state, kind) == part
                 data[kind] = getattr(before.loaded, kind) if same else part.load()
-        return TickerSnapshot(**{**self.state.__dict__, **data})
+        return TickerSnapshot.of(self.state, data)
 
     @lazy
     def strikes_json(self) -> str:
@@ -198,7 +182,7 @@ def _gex(head: dict, rest: bytes) -> Gex:
     for kind, key, length in head["parts"]:
         parts[kind] = Part(rest[at : at + length], key)
         at += length
-    state = TickerSnapshot(
+    state = TickerState(
         head["ticker"],
         **parts,
         updated_at=head["updated_at"],

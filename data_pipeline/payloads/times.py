@@ -37,6 +37,8 @@ def seconds(value: object) -> int | None:
     try:
         if isinstance(value, str):
             try:
+                if "_" in value:  # Python's own way to write numbers, nobody else's
+                    raise ValueError
                 whole = int(float(value)) if "." in value or "e" in value.lower() else int(value)
             except ValueError:
                 parsed = parse_iso(value.strip())
@@ -48,6 +50,12 @@ def seconds(value: object) -> int | None:
     except (ValueError, OverflowError):  # NaN, infinity, a year without a timestamp
         return None
     return whole if whole is not None and -(1 << 63) <= whole < 1 << 63 else None
+
+
+def unix(value: object) -> float | None:
+    """A payload's time in seconds since 1970, to compare it with another's: as `seconds`, milliseconds understood."""
+    whole = seconds(value)
+    return whole / 1000 if whole is not None and abs(whole) > MILLISECONDS_FROM else whole
 
 
 def from_number(value: float) -> datetime.datetime | None:

@@ -10,7 +10,7 @@ from data_pipeline.files import depth
 from data_pipeline.files.depth import DEAD_LETTERS, FLUSH_EVENTS, RETRY_PAUSE, DepthEvent, DepthPersistor, depth_event
 from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.payloads.records import Gex, Part
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import TickerState
 from tests.helpers import strategies
 from tests.helpers.support import PATIENCE, eventually
 
@@ -21,7 +21,7 @@ A, B = "depth/A/day.jsonl", "depth/B/day.jsonl"
 
 def record(data, ticker="SPX", endpoint="gex_zero", kind="snapshot") -> Gex:
     part = Part(json.dumps({"data": data}).encode(), "data")
-    return Gex(AT, endpoint, TickerSnapshot(ticker).merged(kind, part, endpoint, None))
+    return Gex(AT, endpoint, TickerState(ticker).merged(kind, part, endpoint, None))
 
 
 own = st.sampled_from(["SPX", "gex_zero", "", "snapshot", AT]) | strategies.values

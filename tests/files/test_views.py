@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from data_pipeline.files import atomic, views, writer
 from data_pipeline.files.depth import DepthPersistor
 from data_pipeline.files.growing import GrowingFiles
-from data_pipeline.files.views import LATEST, SPOT_SERIES, Views, consolidated, latest_json, read_latest, strikes_csv
+from data_pipeline.files.views import (
+    LARGE,
+    LATEST,
+    SPOT_SERIES,
+    Views,
+    consolidated,
+    latest_json,
+    read_latest,
+    strikes_csv,
+)
 from data_pipeline.files.writer import FilesWriter
 from data_pipeline.payloads.records import Gex, Part, Webhook
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import TickerSnapshot, TickerState
 from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers import strategies
@@ -45,31 +54,66 @@ def test_latest_json_is_all_tickers_as_json_dumps_makes_them(tickers):
     assert latest_json(entries) == json.dumps(documents, indent=2, sort_keys=True)
 
 
-any_json = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.sampled_from('"\\\\[]{},: \n\x00é\ud800') | st.characters()),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
+def test_nothing_grows_more_than_twentyfold_by_its_indentation(tmp_path):
+    """The worst that passes the door: as many numbers as a body holds, as deep as JSON may be nested."""
+    numbers = 400_000
+    for key, levels in (("x", 61), ("strikes", 61), ("strikes", 4), ("max_priors", 20)):
+        value = [1] * numbers
+        for _ in range(levels):
+            value = [value]
+        made = Views(tmp_path)
+        made.update(snapshot({key: value}), AT)
+        made.write()
+        size = (tmp_path / LATEST).stat().st_size
+        assert size < 20 * 2 * numbers, (key, levels)
+        assert read_latest(tmp_path)[0].snapshot == {key: value}
 
 
-@given(any_json)
-def test_indented_is_what_json_dumps_makes(value):
-    assert views.indented(json.dumps(value)) == json.dumps(value, indent=2)
+def test_a_large_latest_json_is_written_once_in_five_seconds_and_at_the_end(tmp_path):
+    now = [0.0]
+    made = Views(tmp_path, clock=lambda: now[0])
+    text = "x" * (LARGE + 1)
+    made.update(snapshot({"spot": 1, "text": text}), AT)
+    made.write()
+    assert made.current and read_latest(tmp_path)[0].snapshot["spot"] == 1
+    for spot, seconds, on_disk in ((2, 4.9, 1), (3, 5.0, 3), (4, 5.1, 3)):
+        now[0] = seconds
+        made.update(snapshot({"spot": spot, "text": text}), AT)
+        made.write()
+        assert read_latest(tmp_path)[0].snapshot["spot"] == on_disk
+        assert json.loads((tmp_path / "gex/SPX/snapshot.json").read_text())["spot_price"] == spot
+        assert made.current == (spot == on_disk)
+    made.write(last=True)
+    assert made.current and read_latest(tmp_path)[0].snapshot["spot"] == 4
 
 
-def test_a_number_deep_inside_costs_no_more_than_one_outside():
-    value, levels = [1] * 20_000, 700
-    for _ in range(levels):
-        value = [value]
-    began = time.process_time()
-    text = views.indented(json.dumps(value))
-    took = time.process_time() - began
-    began = time.process_time()
-    assert text == json.dumps(value, indent=2)
-    assert took < (time.process_time() - began) / 3
+def test_strikes_beyond_every_number_are_left_out_of_the_consolidated_files(tmp_path):
+    made = Views(tmp_path)
+    strikes = json.loads("[[1e999, 1], [-1e999, 1], [NaN, 1], [5, 1e999]]")
+    made.update(snapshot({"strikes": strikes}, maxchange={"current": [strikes[0][0], 1]}), AT)
+    made.write()
+    text = (tmp_path / "gex/SPX/snapshot.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert [(each["strike"], each["gex"]) for each in json.loads(text)["all_strikes"]] == [(5.0, 0.0)]
+    assert "inf" not in (tmp_path / "gex/SPX/snapshot.csv").read_text()
+
+
+def test_own_values_make_every_file_json_that_anybody_reads(tmp_path):
+    for own in (False, True):
+        made = Views(tmp_path, own)
+        made.update(snapshot(json.loads('{"timestamp": NaN, "spot": 1.5, "zero_gamma": NaN, "x": [-1e999]}')), AT)
+        made.write()
+        text = (tmp_path / LATEST).read_text()
+        assert ("NaN" in text) is not own and ("Infinity" in text) is not own
+        if own:
+            assert json.loads(text)["SPX"]["snapshot"] == {
+                "timestamp": None,
+                "spot": 1.5,
+                "zero_gamma": None,
+                "x": [None],
+            }
+        for path in tmp_path.rglob("*/SPX/*.json"):
+            assert "NaN" not in path.read_text(), path
 
 
 @given(states)
@@ -347,7 +391,7 @@ class Rig:
 
 def gex(spot=1, ticker="SPX", webhook=None, timestamp=0, **more) -> Gex:
     part = Part(json.dumps({"data": {"timestamp": timestamp, "spot": spot, **more}}).encode(), "data")
-    return Gex(AT, "gex_zero", TickerSnapshot(ticker).merged("snapshot", part, "gex_zero", None), webhook)
+    return Gex(AT, "gex_zero", TickerState(ticker).merged("snapshot", part, "gex_zero", None), webhook)
 
 
 @pytest.fixture
@@ -391,9 +435,7 @@ def test_without_spot_or_timestamp_there_is_no_spot_line(rig, missing):
 def test_a_record_that_cannot_be_shown_is_set_aside_and_the_next_one_is_shown(rig):
     rig.start()
     rig.append(b"none of ours")
-    rig.append(
-        Gex(AT, None, TickerSnapshot("BAD", snapshot=Part(b'{"data": 5}', "data"), last_payload_kind="snapshot"))
-    )
+    rig.append(Gex(AT, None, TickerState("BAD", snapshot=Part(b'{"data": 5}', "data"), last_payload_kind="snapshot")))
     rig.append(gex(7))
     rig.stop()
     assert len(rig.lines(SPOT_SERIES)) == len(rig.lines(DAY)) == 1

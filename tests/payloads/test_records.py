@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.payloads.records import Gex, Link, Part, RecordError, Webhook, decode
-from data_pipeline.payloads.store import KINDS, TickerSnapshot
+from data_pipeline.payloads.store import KINDS, TickerState
 from tests.helpers import strategies
 
 AT = "2025-11-09T15:16:17.123456"
@@ -19,7 +19,7 @@ parts = bodies | data.map(Part.of)
 @st.composite
 def gex_records(draw):
     """As the bridge makes them: the payload's own kind is among the parts."""
-    state = TickerSnapshot(draw(strategies.texts))
+    state = TickerState(draw(strategies.texts))
     for _ in range(draw(st.integers(1, 4))):
         endpoint = draw(st.none() | strategies.texts)
         state = state.merged(draw(st.sampled_from(KINDS)), draw(parts), endpoint, draw(st.none() | strategies.texts))
@@ -53,7 +53,7 @@ def test_a_state_is_complete_in_its_record(record):
 
 def test_a_body_is_kept_byte_for_byte():
     raw = b'{ "ticker":"spx",\n\t"data" : {"a":1.50, "a":2, "\xc3\xa9": "\\ud800"} }'
-    record = Gex(AT, None, TickerSnapshot("SPX").merged("majors", Part(raw, "data"), None, None))
+    record = Gex(AT, None, TickerState("SPX").merged("majors", Part(raw, "data"), None, None))
     assert decode(record.encode()).state.majors.raw == raw
     assert record.encode().endswith(raw)
     webhook = Webhook(AT, "127.0.0.1", "agent", raw)

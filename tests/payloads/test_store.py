@@ -119,7 +119,7 @@ def test_tickers_are_upper_case_and_nothing_else():
 
 
 def test_changes_are_taken_back_in_reverse_order():
-    store = SnapshotStore()
+    store = SnapshotStore(TickerSnapshot)
     states = [TickerSnapshot("SPX", last_payload_kind=kind) for kind in KINDS]
     undos = [store.put(state) for state in states]
     store.put(TickerSnapshot("NDX"))
@@ -130,3 +130,76 @@ def test_changes_are_taken_back_in_reverse_order():
     undos[0]()
     assert store.get("SPX") == TickerSnapshot("SPX")
     assert [state.ticker for state in store.tickers()] == ["NDX"]
+
+
+def at(timestamp, **more):
+    return {"timestamp": timestamp, **more}
+
+
+NOON = 1762700000
+
+
+@pytest.mark.parametrize(
+    "majors, snapshot, spot",
+    [
+        (NOON, NOON + 600, "majors"),
+        (NOON, NOON + 601, "snapshot"),
+        (NOON * 1000, NOON + 601, "snapshot"),
+        (str(NOON), (NOON + 601) * 1000, "snapshot"),
+        (NOON, "2025-11-09T15:03:20Z", "majors"),
+        (NOON, "2025-11-09T15:03:22Z", "snapshot"),
+        (NOON + 86400, NOON, "majors"),
+        (None, NOON, "majors"),
+        (NOON, "no time", "majors"),
+    ],
+)
+def test_majors_more_than_ten_minutes_older_no_longer_cover_the_snapshot(majors, snapshot, spot):
+    view = combined(at(snapshot, spot="snapshot"), at(majors, spot="majors", zero_gamma=1))
+    assert view["spot"] == spot
+    assert view["zero_gamma"] == 1, "what the snapshot does not have is still theirs"
+    if spot == "snapshot":
+        assert view["timestamp"] == snapshot
+
+
+def test_own_values_put_the_newer_of_two_over_the_older():
+    def spot(majors, snapshot, kind):
+        state = TickerSnapshot("SPX", at(majors, spot="m"), None, at(snapshot, spot="s"), last_payload_kind=kind)
+        return state.combined(own=True)["spot"]
+
+    assert spot(NOON, NOON + 1, "majors") == "s"
+    assert spot(NOON + 1, NOON, "snapshot") == "m"
+    for one, other in ((NOON, NOON), (None, NOON), (NOON, None)):
+        assert spot(one, other, "snapshot") == "s", "of the same or no time the last one to come is the newer"
+        assert spot(one, other, "majors") == "m"
+
+
+def test_with_own_values_a_row_has_its_payload_s_time_and_numbers_and_the_rest_from_the_other_kind():
+    majors = at(NOON, spot=1, mpos_vol=620, mneg_vol=595, mpos_oi=625, mneg_oi=580, major_neg_oi=581)
+    snapshot = at(NOON - 60, spot=2, major_pos_vol=610, zero_gamma=3, strikes=[[1, 2]])
+    state = TickerSnapshot("SPX", majors, None, snapshot, last_payload_kind="majors")
+    row = state.row(own=True)
+    assert (row["timestamp"], row["spot"], row["zero_gamma"], row["strikes"]) == (NOON, 1, 3, [[1, 2]])
+    assert (row["major_pos_vol"], row["major_neg_vol"], row["major_pos_oi"], row["major_neg_oi"]) == (
+        620,
+        595,
+        625,
+        581,
+    )
+    row = dataclasses.replace(state, last_payload_kind="snapshot").row(own=True)
+    assert (row["timestamp"], row["spot"], row["major_pos_vol"], row["major_neg_vol"]) == (NOON - 60, 2, 610, 595)
+    assert state.row() == state.combined() and state.row()["major_pos_vol"] == 610, (
+        "the original does not read mpos_vol"
+    )
+
+
+def test_with_own_values_a_maxchange_has_its_own_time_if_it_names_one():
+    state = TickerSnapshot("SPX", None, at(NOON + 5, current=[1, 2]), at(NOON, spot=2), last_payload_kind="maxchange")
+    assert (state.row(own=True)["timestamp"], state.row(own=True)["spot"], state.row()["timestamp"]) == (
+        NOON + 5,
+        2,
+        NOON,
+    )
+    without = dataclasses.replace(state, maxchange={"current": [1, 2]})
+    assert without.row(own=True)["timestamp"] == NOON
+    alone = TickerSnapshot("SPX", maxchange=at(NOON, current=[1, 2]), last_payload_kind="maxchange")
+    assert alone.row(own=True)["timestamp"] == NOON and alone.row()["timestamp"] is None

@@ -15,7 +15,7 @@ import time
 import duckdb
 
 from data_pipeline.payloads import records
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import TickerState
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.journal import Journal
@@ -51,7 +51,7 @@ def _gex(number: int) -> bytes:
     body = json.dumps(gex_payload(ticker, 1_700_000_000 + number // TICKERS, strikes=20)).encode()
     part = records.Part(body, "data")
     return records.Gex(
-        "2025-11-09T15:00:00.5", "gex_zero", TickerSnapshot(ticker).merged("snapshot", part, "gex_zero", None)
+        "2025-11-09T15:00:00.5", "gex_zero", TickerState(ticker).merged("snapshot", part, "gex_zero", None)
     ).encode()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.payloads.records import Gex, Link, Part, Webhook
-from data_pipeline.payloads.store import TickerSnapshot
+from data_pipeline.payloads.store import TickerState
 from data_pipeline.repository import rows, schema
 from data_pipeline.repository.rows import Rows
 from tests.helpers import strategies
@@ -21,7 +21,7 @@ def strikes(entries):
 
 def gex(data, kind="snapshot", before=None, endpoint="gex_zero", received_at=None, webhook=None, ticker="SPX") -> Gex:
     """A record as the bridge makes it: the state after the payload, bodies as they came in."""
-    state = before.state if before else TickerSnapshot(ticker)
+    state = before.state if before else TickerState(ticker)
     part = Part(json.dumps({"ticker": ticker, "data": data}).encode(), "data")
     return Gex(AT, endpoint, state.merged(kind, part, endpoint, received_at), webhook)
 
@@ -212,7 +212,7 @@ def test_option_trades_are_a_webhook_and_a_trade():
         Webhook(AT, "10.0.0.1", "", b"{not json"),
         Webhook(AT, "10.0.0.1", "", b'["a list"]'),
         Link(AT, 1, 5, "SPX", "gex_zero"),
-        Gex(AT, "gex_zero", TickerSnapshot("SPX", snapshot=Part(b"{}", "data"), last_payload_kind="snapshot")),
+        Gex(AT, "gex_zero", TickerState("SPX", snapshot=Part(b"{}", "data"), last_payload_kind="snapshot")),
         gex({"timestamp": 1, "strikes": [[5300, 1]]}, received_at=5, webhook=("10.0.0.1", "agent")),
         gex({"timestamp": 1, "strikes": [[5300, 1]]}, webhook=("10.0.0.1", 5)),
     ],

@@ -47,7 +47,15 @@ class Application:
         self.downloads = self._downloads()
         self.bridge = Bridge(self.repository, Dashboard(settings.dashboard_url), self.downloads, self.discord)
         self.gexbot = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
-        self.poller = Poller(self.gexbot, settings.poll_interval, self._deliver)
+        self.poller = Poller(
+            self.gexbot,
+            settings.poll_interval,
+            self._deliver,
+            settings.gexbot_symbols,
+            settings.gexbot_categories,
+            whole=settings.values == "own",
+            rth=settings.poll_hours == "rth",
+        )
         self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
         limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
         self.server = BridgeServer(

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import os
 import pathlib
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -77,6 +78,20 @@ SETTINGS = (
         "",
         "symbols whose status file is refreshed, comma-separated; needs the API key",
     ),
+    Setting(
+        "GEXBOT_SYMBOLS", "symbols", "NQ_NDX,ES_SPX,SPY,QQQ,SPX,NDX", "", "symbols that are polled, comma-separated"
+    ),
+    Setting("GEXBOT_CATEGORIES", "categories", "zero", "", "which of the chains zero, one and full are polled"),
+    Setting("POLL_HOURS", "hours", "always", "", "poll always, or in the regular trading hours of New York only: rth"),
+    Setting(
+        "VALUES",
+        "values",
+        "original",
+        "",
+        "rows and views combine payloads as the original, or have each payload's own time and values: own",
+    ),
+    Setting("UW_FRAMES", "bool", False, "", "POST /uw also takes a socket's frames, which are JSON arrays"),
+    Setting("MAX_TICKERS", "int", 2000, "", "tickers held at once; over it one silent for a day goes, or 400", low=1),
     Setting("DASHBOARD_URL", "url", "http://127.0.0.1:5801", "", "dashboard that is offered each history link first"),
     Setting(
         "HISTORY_DOWNLOAD_COMMAND",
@@ -171,8 +186,36 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _one_of(*known: str):
+    """A parser of one of these words, and what it takes."""
+    return f"one of {', '.join(known)}", lambda text: {word: word for word in known}[text]
+
+
+def _some_of(*known: str):
+    """A parser of one or more of these words, comma-separated, and what it takes."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+        if not words or not set(words) <= set(known):
+            raise ValueError
+        return words
+
+    return f"one or more of {', '.join(known)}", parse
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words or not all(re.fullmatch(r"[A-Z][A-Z0-9_.]{0,15}", word) for word in words):
+        raise ValueError
+    return words
+
+
 # kind -> (what a value must be, text -> value)
 PARSERS = {
+    "values": _one_of("original", "own"),
+    "hours": _one_of("always", "rth"),
+    "categories": _some_of("zero", "one", "full"),
+    "symbols": ("symbols as the GEXBot API spells them, comma-separated", _symbols),
     "text": ("text", str),
     "int": ("a whole number", int),
     "number": ("a number", _number),

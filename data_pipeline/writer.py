@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
 from data_pipeline import config
 from data_pipeline.files import atomic
@@ -33,6 +34,7 @@ from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database, DatabaseDamaged, last_id
 from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from data_pipeline.repository.loader import Loader
+from data_pipeline.repository.rows import Rows
 
 log = logging.getLogger("webhook")
 
@@ -62,6 +64,7 @@ class Writer:
             JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)
         ]
         lake = settings.data_dir / "lake"
+        own = settings.values == "own"
         self.loader = Loader(
             Database(settings.database),
             sources[0],
@@ -70,13 +73,14 @@ class Writer:
             lambda: view_statements(lake),
             self.folder / "tables.position",
             end,
+            partial(Rows, own),
         )
         spots = GrowingFiles(settings.data_dir, self.folder / "files.position", journal)
         depths = GrowingFiles(settings.data_dir, self.folder / "depth.position", journal)
         spots.open()
         depths.open()
         self.depth = DepthPersistor(depths)
-        self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth)
+        self.files = FilesWriter(settings.data_dir, sources[1], spots, self.depth, own)
         sources[1].bound = self._near_the_loader
         self.history = None
         if not settings.history_download_command:

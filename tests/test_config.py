@@ -21,8 +21,16 @@ SAMPLES = {
     "path": ("/some/where", "/some/where"),
     "url": ("http://127.0.0.1:9/x/", "http://127.0.0.1:9/x"),
     "list": ("a, b,,c", ("a", "b", "c")),
+    "symbols": ("SPX, ES_SPX,,BRK.B,SPX", ("SPX", "ES_SPX", "BRK.B")),
+    "categories": ("full, zero", ("full", "zero")),
+    "hours": ("rth", "rth"),
+    "values": ("own", "own"),
 }
 WRONG = {
+    "values": ["mine"],
+    "hours": ["night", "RTH"],
+    "categories": ["zero,two", ","],
+    "symbols": ["spx", "SPX,../x", ","],
     "int": ["x", "1.5", "1e3", "0x10", " "],
     "number": ["x", "nan", "inf", "-inf", "1,5"],
     "bool": ["maybe", "2", "yes!"],
@@ -83,7 +91,8 @@ print(json.dumps({s.name: getattr(settings, s.attribute) for s in config.SETTING
 def test_every_default_is_a_value_of_its_kind(tmp_path):
     settings = load(tmp_path)
     for s in SETTINGS:
-        expected = {"list": tuple(str(s.default).split(",")) if s.default else (), "path": str(tmp_path / "data")}
+        words = tuple(str(s.default).split(",")) if s.default else ()
+        expected = {"list": words, "symbols": words, "categories": words, "path": str(tmp_path / "data")}
         assert value_of(settings, s) == expected.get(s.kind, s.default), s.name
     assert settings.database == tmp_path / "data/raw/gex/gex_history.duckdb"
     assert (settings.host, settings.port, settings.debug, settings.poll_interval) == ("127.0.0.1", 8877, False, 60)
@@ -114,7 +123,7 @@ def test_every_setting_comes_from_the_env_file(tmp_path):
     loaded = loaded_by_a_process(tmp_path)
     for s in ENVIRONMENT:
         value = SAMPLES[s.kind][1]
-        assert loaded[s.name] == (list(value) if s.kind == "list" else value), s.name
+        assert loaded[s.name] == (list(value) if isinstance(value, tuple) else value), s.name
 
 
 def test_flags_win_over_the_environment_and_that_over_the_env_file(tmp_path):

@@ -15,6 +15,8 @@ TABLES = {
     "universal_webhooks": "id",
     "option_trades_events": "id",
 }
+# Rows that the original wrote under the time of majors that were hours old, over what it had there.
+MENDED = {("SPX", 1762785001, "gex_zero"), ("SPX", 1762803002, "gex_zero")}
 DATE = re.compile(r"(?m)^Date: [^\r\n]*")
 PYTHON = re.compile(r"Python/[0-9.]+[a-z0-9+]*")
 
@@ -82,4 +84,6 @@ def test_every_file_has_the_same_text(replayed):
 @pytest.mark.parametrize("table", TABLES)
 def test_every_cell_of_every_table_is_equal(replayed, table):
     recorded = json.loads((RECORDINGS / "state.json").read_text())["tables"][table]["rows"]
-    assert replayed[2][table] == recorded
+    mended = {tuple(row[:3]) for row in replayed[2][table]} & MENDED
+    assert len(mended) == (len(MENDED) if table in ("gex_bridge_snapshots", "gex_bridge_strikes") else 0)
+    assert [row for row in replayed[2][table] if tuple(row[:3]) not in MENDED] == recorded

@@ -5,15 +5,19 @@ https://api.gex.bot/v2; the older https://api.gexbot.com differs in the name of
 the category only.
 """
 
+import itertools
 import json
 import logging
 import pathlib
 import threading
 import time
+import zoneinfo
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote, urlsplit
 
-from data_pipeline import __version__
+from data_pipeline import BridgeError, __version__
 from data_pipeline.background import Background
 from data_pipeline.files import atomic, names
 from data_pipeline.integrations import outgoing
@@ -36,6 +40,8 @@ FIELDS = {
     "major_pos_vol": ("major_pos_vol", "mpos_vol"),
     "major_neg_vol": ("major_neg_vol", "mneg_vol"),
 }
+# fields that a chain has besides, kept where the whole chain is wanted
+WHOLE = ("strikes", "max_priors", "delta_risk_reversal", "min_dte", "sec_min_dte")
 
 log = logging.getLogger("webhook")
 
@@ -60,27 +66,30 @@ class GexBotClient:
     def __init__(self, api_key: str, api_url: str = "https://api.gexbot.com", time_limit: float = TIME_LIMIT):
         self.api_key = api_key
         self._api_url, self._time_limit = api_url.rstrip("/"), time_limit
-        # The second host knows only the long name and refuses all others.
-        self._category = "gex_zero" if urlsplit(api_url).hostname == "api.gex.bot" else "zero"
+        # The second host knows only the long names and refuses all others.
+        self._prefix = "gex_" if urlsplit(api_url).hostname == "api.gex.bot" else ""
         self._session = None
         self._making = threading.Lock()  # guards the making of the session
 
-    def chain(self, symbol: str) -> dict:
-        """Spot, zero gamma, sums and majors: {ticker, *FIELDS, timestamp}, timestamp as UTC ISO text."""
-        return summary(symbol, self.latest(symbol))
+    def chain(self, symbol: str, category: str = "zero", whole: bool = False) -> dict:
+        """Spot, zero gamma, sums and majors: {ticker, *FIELDS, timestamp}, timestamp as UTC ISO text.
+
+        category: zero, one or full; whole: with what the reply has of WHOLE.
+        """
+        return summary(symbol, self.latest(symbol, category=category), whole)
 
     def majors(self, symbol: str) -> dict:
         """The same fields, from the smaller reply that has no strikes."""
         return summary(symbol, self.latest(symbol, "/majors"))
 
-    def maxchange(self, symbol: str) -> dict:
+    def maxchange(self, symbol: str, category: str = "zero") -> dict:
         """The six WINDOWS, each [strike, change of net GEX]; [0, 0] where the reply has none."""
-        found = self.latest(symbol, "/maxchange")
+        found = self.latest(symbol, "/maxchange", category)
         return {window: found[window] if found.get(window) is not None else [0, 0] for window in WINDOWS}
 
-    def latest(self, symbol: str, what: str = "") -> dict:
+    def latest(self, symbol: str, what: str = "", category: str = "zero") -> dict:
         """The reply's object, or the latest by time where it is a list or {"data": [...]}."""
-        url = self.address(symbol, what)
+        url = self.address(symbol, what, category)
         try:
             reply = outgoing.call(self._opened(), "GET", url, self._time_limit, params={"key": self.api_key})
             if reply.status != 200:
@@ -90,9 +99,9 @@ class GexBotClient:
         except outgoing.WebError as problem:
             raise GexBotError(str(problem)) from None
 
-    def address(self, symbol: str, what: str = "") -> str:
+    def address(self, symbol: str, what: str = "", category: str = "zero") -> str:
         """The URL, without the key."""
-        return f"{self._api_url}/{quote(symbol, safe='')}/classic/{self._category}{what}"
+        return f"{self._api_url}/{quote(symbol, safe='')}/classic/{self._prefix}{category}{what}"
 
     def close(self) -> None:
         if self._session is not None:
@@ -133,15 +142,25 @@ def latest(reply: object) -> dict:
     return reply
 
 
-def summary(symbol: str, reply: dict) -> dict:
-    """A chain or majors reply as the payload of a snapshot; raises GexBotError where all its fields are missing."""
+def summary(symbol: str, reply: dict, whole: bool = False) -> dict:
+    """A chain or majors reply as the payload of a snapshot, `whole` with what it has of WHOLE.
+
+    Raises GexBotError where all its fields are missing.
+    """
     found = {
         field: next((reply[n] for n in names if reply.get(n) is not None), None) for field, names in FIELDS.items()
     }
     if all(value is None for value in found.values()):
         raise GexBotError("the reply has none of the fields of a chain")
     at = moment(reply.get("timestamp")) or datetime.now(UTC)
-    return {"ticker": symbol, **found, "timestamp": at.isoformat()}
+    more = {name: reply[name] for name in WHOLE if name in reply} if whole else {}
+    return {"ticker": symbol, **found, "timestamp": at.isoformat(), **more}
+
+
+def in_regular_hours(moment: datetime) -> bool:
+    """Whether New York's exchanges are open by clock and weekday, 09:30 to 16:00; their holidays are not known here."""
+    there = moment.astimezone(zoneinfo.ZoneInfo("America/New_York"))
+    return there.weekday() < 5 and (9, 30) <= (there.hour, there.minute) < (16, 0)
 
 
 def moment(value: object) -> datetime | None:
@@ -171,17 +190,20 @@ class _Rounds(Background):
     LONGEST_PAUSE, after a success it is what it was.  So one that fails costs
     the others nothing but its time limit.  A 429 that names a pause holds all.
     A request that hangs may outlast `stop`, but what it brings is thrown away.
+    Where what was fetched cannot be stored, the API has not failed: the pause
+    stays, and the trouble is one line, however long it lasts.
     """
 
     def __init__(self, name: str, client: GexBotClient):
         super().__init__(name)
         self._name, self._client = name, client
         self._jobs: dict = {}  # what it is called in the log -> callable
-        self._counts = {"done": 0, "failed": 0}  # changed by the thread only
+        self._counts = {"done": 0, "failed": 0, "not_stored": 0}  # changed by the thread only
+        self._trouble = ""  # why the last one was not stored
         self._failures: dict = {}  # job -> failures in a row; likewise
 
     def stats(self) -> dict:
-        """done, failed: jobs so far; failing: jobs whose last try failed."""
+        """done, failed: jobs so far; not_stored: those done in vain; failing: jobs whose last try failed."""
         return {**self._counts, "failing": sum(1 for n in list(self._failures.values()) if n)}
 
     def _pause(self) -> float:
@@ -222,6 +244,19 @@ class _Rounds(Background):
         )
         return retry_after
 
+    def _store(self, job: str, store: Callable[[], None]) -> None:
+        try:
+            store()
+            self._trouble = ""
+        except Exception as problem:
+            self._counts["not_stored"] += 1
+            # The name of a temporary file is another one each time.
+            trouble = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+            if trouble != self._trouble:
+                unforeseen = not isinstance(problem, (OSError, BridgeError))
+                log.error("%s: %s cannot be stored: %a", self._name, job, trouble, exc_info=unforeseen)
+            self._trouble = trouble
+
     def _pause_after(self, job: str) -> float:
         usual = self._pause()
         grown = usual * 2 ** min(self._failures[job], 20)
@@ -232,17 +267,30 @@ class Poller(_Rounds):
     """Every `interval` seconds, chain and maxchange of each symbol as `/uw` payloads.
 
     deliver: takes the payload {topic, ticker, endpoint, kind, received_at,
-    payload}; called on the poller's thread, and not after `stop`.
+    payload}; called on the poller's thread, and not after `stop`; whole:
+    chains keep their strikes; rth: only `in_regular_hours`; now: returns the
+    time, with its zone.
     """
 
-    def __init__(self, client: GexBotClient, interval: float, deliver, symbols=SYMBOLS):
+    def __init__(
+        self,
+        client: GexBotClient,
+        interval: float,
+        deliver: Callable[[dict], None],
+        symbols: Iterable[str] = SYMBOLS,
+        categories: Iterable[str] = ("zero",),
+        whole: bool = False,
+        rth: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ):
         super().__init__("GEXBotPoller", client)
-        self._interval, self._deliver = interval, deliver
-        for symbol in symbols:
-            self._jobs[f"{symbol} chain"] = lambda s=symbol: self._take(s, "gex_zero", "snapshot", client.chain)
-            self._jobs[f"{symbol} maxchange"] = lambda s=symbol: self._take(
-                s, "gex_maxchange", "maxchange", client.maxchange
-            )
+        self._interval, self._deliver, self._rth, self._now = interval, deliver, rth, now
+        for symbol, category in itertools.product(symbols, categories):
+            # The original's names, of the one category that it knew.
+            chain, changes = f"gex_{category}", "gex_maxchange" if category == "zero" else f"gex_{category}_maxchange"
+            name = symbol if category == "zero" else f"{symbol} {category}"
+            self._add(f"{name} chain", symbol, chain, "snapshot", partial(client.chain, symbol, category, whole))
+            self._add(f"{name} maxchange", symbol, changes, "maxchange", partial(client.maxchange, symbol, category))
 
     def start(self) -> None:
         """Without a key nothing starts; the log says so."""
@@ -254,11 +302,18 @@ class Poller(_Rounds):
     def _pause(self) -> float:
         return self._interval
 
-    def _take(self, symbol: str, endpoint: str, kind: str, fetch) -> None:
-        payload = fetch(symbol)
-        if not self._stopping.is_set():
-            envelope = {"topic": "gex", "ticker": symbol, "endpoint": endpoint, "kind": kind, "received_at": _utc_now()}
-            self._deliver({**envelope, "payload": payload})
+    def _do(self, job: str) -> float:
+        return 0.0 if self._rth and not in_regular_hours(self._now()) else super()._do(job)
+
+    def _add(self, job: str, symbol: str, endpoint: str, kind: str, fetch: Callable[[], dict]) -> None:
+        def take() -> None:
+            payload = fetch()
+            if not self._stopping.is_set():
+                envelope = {"topic": "gex", "ticker": symbol, "endpoint": endpoint, "kind": kind}
+                made = {**envelope, "received_at": _utc_now(), "payload": payload}
+                self._store(job, lambda: self._deliver(made))
+
+        self._jobs[job] = take
 
 
 class StatusRefresher(_Rounds):
@@ -283,7 +338,8 @@ class StatusRefresher(_Rounds):
             status = {**reply, "timestamp": self._now().astimezone(UTC).isoformat()}
             path = self._folder / names.folder_name(f"{symbol.lower()}_gex_status.json")
             # Made anew within a minute, so it need not survive a power cut.
-            atomic.replace(path, json.dumps(status, indent=2).encode(), durable=False)
+            content = json.dumps(status, indent=2).encode()
+            self._store(f"{symbol} status", lambda: atomic.replace(path, content, durable=False))
 
 
 def status_pause(moment: datetime) -> float:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from data_pipeline.files import atomic
 from data_pipeline.files.views import LATEST
 from data_pipeline.payloads import records
-from data_pipeline.payloads.store import KINDS, SnapshotStore
+from data_pipeline.payloads.store import KINDS, SnapshotStore, TickerSnapshot
 from data_pipeline.repository import segments
 
 DATABASE_WAIT = 10.0  # s

@@ -122,7 +122,8 @@ class TickerState(_Ticker[Part]):
 class TickerSnapshot(_Ticker[dict[str, Any]]):
     """What is known of one ticker, as objects.
 
-    `own` chooses how it is combined: False as the original does it, True with each payload's own time and numbers first.
+    `own` chooses how it is combined: False as the original does it, True with each
+    payload's own time and numbers first.
     """
 
     @classmethod

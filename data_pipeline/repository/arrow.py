@@ -9,4 +9,4 @@ TYPES = {"VARCHAR": pyarrow.string(), "BIGINT": pyarrow.int64(), "DOUBLE": pyarr
 
 def table_schema(table: str) -> pyarrow.Schema:
     """The columns of a table, in order."""
-    return pyarrow.schema([(name, TYPES[declared.split()[0]]) for name, declared in schema.TABLES[table]])
+    return pyarrow.schema([(name, TYPES[declared.split()[0]]) for name, declared in schema.definition(table)])

@@ -38,7 +38,7 @@ NOTES = ("files.position", "depth.position", "tables.position")
 MOST_PENDING = 64 << 20
 
 
-class NotDurable(Exception):
+class NotDurable(BridgeError):
     """The record could not be written; nothing of it counts."""
 
 

@@ -33,7 +33,7 @@ from data_pipeline.repository.database import (
     queue_counts,
 )
 from data_pipeline.repository.journal_reader import JournalReader
-from data_pipeline.repository.rows import Rows
+from data_pipeline.repository.rows import LEFT_OUT, Rows
 
 log = logging.getLogger("webhook")
 
@@ -70,7 +70,8 @@ class Loader(Background):
     seconds between the beginnings of two sessions; views: returns the SQL that
     makes the views, run before the first records; note: the file that says how
     far the tables may be, so that a journal that lost its end gives out no
-    number again; end: the journal's last record when it was opened.
+    number again; end: the journal's last record when it was opened; rows: makes
+    what takes a batch's rows.
     Three numbers of records that are easily mixed up:
     `position`: all up to it are applied.  None from an exception until the
     database was asked: its commit may have held, and from a guess a batch
@@ -91,8 +92,10 @@ class Loader(Background):
         views: Callable[[], Iterable[str]] = tuple,
         note: pathlib.Path | None = None,
         end: int = 0,
+        rows: Callable[[], Rows] = Rows,
     ):
         super().__init__("Loader")
+        self.rows = rows
         self.database = database
         self.source = source
         self.journal = journal
@@ -109,6 +112,8 @@ class Loader(Background):
         self.last_link = 0
         self.on_links: Callable[[], None] = lambda: None
         self.trouble = ""
+        self.left_out = dict.fromkeys(LEFT_OUT, 0)
+        self._named: set[tuple[str, str]] = set()
         self._said = -MESSAGE_PAUSE
         self._view_trouble = ""
         self._checkpoint_due = 0.0
@@ -123,6 +128,7 @@ class Loader(Background):
             "last_link": self.last_link,
             "busy_retries": self.busy,
             "set_aside": self.set_aside,
+            "left_out": dict(self.left_out),
             "last_session_seconds": self.last_session,
             "trouble": self.trouble,
             "queue": self.queue,
@@ -208,7 +214,7 @@ class Loader(Background):
     def _load(self, records: list[tuple[int, AnyRecord | None]]) -> None:
         assert self.position is not None
         kept: Numbered = []
-        rows = Rows()
+        rows = self.rows()
         for number, record in records:
             if record is not None and self._add(rows, number, record):
                 kept.append((number, record))
@@ -231,7 +237,7 @@ class Loader(Background):
                     self._apply(con, rows, upto)
                 except UNLOADABLE as problem:
                     self._apply_halves(con, kept, problem)
-                    self._apply(con, Rows(), upto)
+                    self._apply(con, self.rows(), upto)
             self.last_link = last_id(con, "gex_history_queue")
             if checkpoint or rows.links:
                 self.queue = queue_counts(con)
@@ -242,10 +248,20 @@ class Loader(Background):
             self.safe = upto
         self.sessions += 1
         self.records += len(records)
+        self._count_left_out(rows)
         if rows.links:
             self.on_links()
         self.last_session = time.monotonic() - began
         log.debug("loaded %d records in %.0f ms", len(records), 1e3 * self.last_session)
+
+    def _count_left_out(self, rows: Rows) -> None:
+        for reason, ticker in rows.left_out:
+            self.left_out[reason] += 1
+            if (reason, ticker) not in self._named:
+                self._named.add((reason, ticker))
+                log.warning(
+                    "a payload of %a %s; further ones of this ticker are only counted", ticker, LEFT_OUT[reason]
+                )
 
     def _note(self, upto: int) -> None:
         """Before the tables have it, so that a journal that lost its end gives out no number that they know.
@@ -283,7 +299,7 @@ class Loader(Background):
             return
         middle = len(records) // 2
         for half in (records[:middle], records[middle:]):
-            rows = Rows()
+            rows = self.rows()
             for _, record in half:
                 rows.add(record)
             try:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.payloads import times
+from data_pipeline.payloads.flow import option_flow
 from data_pipeline.payloads.records import Gex, Link, Webhook
-from data_pipeline.payloads.trades import option_trade
+from data_pipeline.payloads.trades import TOPIC, option_trade
 from data_pipeline.payloads.values import json_text, number, text
 from data_pipeline.repository import schema
 
@@ -25,7 +26,14 @@ SNAPSHOT_NUMBERS = (
 )
 Columns = tuple[Sequence[Any], ...]  # of the same length
 Key = tuple[str | None, int, str | None]  # ticker, timestamp, endpoint
+# why a payload has no row, or no strikes -> what the log says of the first of a ticker
+LEFT_OUT = {
+    "without_time": "names no time and makes no row",
+    "unreadable_time": "names a time that cannot be read and makes no row",
+    "without_strikes": "is a snapshot of which no strike can be read",
+}
 _PLAIN = {int, float}
+_FLOW = schema.columns("option_flow")[3:]
 _INNERMOST = re.compile(r"\[[^\[\]]*\]")  # in the text of uniform strikes: their histories
 
 
@@ -79,15 +87,22 @@ class Rows:
     """What a batch of records puts into the tables: rows as tuples, in the tables' column order.
 
     snapshots and strikes: by key (ticker, timestamp, endpoint), the last
-    record of a key wins; strikes has only keys that bring any.  Webhooks and
-    trades get their ids when they are written.
+    record of a key wins; strikes has only keys that bring any.  Webhooks,
+    trades and flow get their ids when they are written; the first value of a
+    flow row is the place in `webhooks` of the one it came from.  own: how a
+    row is combined, see TickerSnapshot.  left_out: what a record did not
+    bring, one of LEFT_OUT, and its ticker.
     """
+
+    own: bool = False
 
     snapshots: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
     strikes: dict[Key, Columns] = field(default_factory=dict)
     links: list[tuple[Any, ...]] = field(default_factory=list)
     webhooks: list[tuple[Any, ...]] = field(default_factory=list)
     trades: list[tuple[Any, ...]] = field(default_factory=list)
+    flow: list[tuple[Any, ...]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, record: Gex | Link | Webhook) -> None:
         """Add one record's rows; where it raises, nothing of it is added."""
@@ -102,13 +117,16 @@ class Rows:
             self._add_webhook(record)
 
     def _add_gex(self, record: Gex) -> None:
-        view = record.loaded.combined()
+        view = record.loaded.row(self.own)
         webhook = None
         if record.webhook:
             webhook = _webhook_row(record.at, json.dumps(record.payload), *record.webhook)
         timestamp = times.seconds(view["timestamp"])
         if timestamp is not None:
             self._add_snapshot(record, view, timestamp)
+        else:
+            named = view["timestamp"] is not None or record.data.get("timestamp") is not None
+            self.left_out.append(("unreadable_time" if named else "without_time", record.ticker))
         if webhook:
             self.webhooks.append(webhook)
 
@@ -135,16 +153,23 @@ class Rows:
         )
         if columns[0]:
             self.strikes[key] = columns
+        elif record.kind == "snapshot" and (record.webhook is None or record.data.get("strikes")):
+            self.left_out.append(("without_strikes", record.ticker))
 
     def _add_webhook(self, record: Webhook) -> None:
         payload_json = json.dumps(record.payload)
         trade = None
-        if record.payload.get("topic") == "option_trades_super_algo":
+        if record.payload.get("topic") == TOPIC:
             found = option_trade(record.payload)
             if found is not None:
                 names = schema.columns("option_trades_events")[2:-1]
                 trade = (times.row_time(record.at), *(found[name] for name in names), payload_json)
+        flow = [
+            (len(self.webhooks), times.row_time(record.at), *(row[name] for name in _FLOW))
+            for row in option_flow(record.payload)
+        ]
         self.webhooks.append(_webhook_row(record.at, payload_json, record.client, record.agent))
+        self.flow += flow
         if trade:
             self.trades.append(trade)
 

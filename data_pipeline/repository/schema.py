@@ -37,6 +37,7 @@ TABLES = {
         ("endpoint", "VARCHAR NOT NULL"),
         ("strike", "DOUBLE NOT NULL"),
         ("gamma_now", "DOUBLE"),
+        # What GEXBot calls GEX by open interest; the name is the original's.
         ("vanna", "DOUBLE"),
         ("gamma_1m", "DOUBLE"),
         ("gamma_5m", "DOUBLE"),
@@ -83,12 +84,47 @@ TABLES = {
     ),
 }
 
+# Ours, beside the original's; webhook_id is the row of universal_webhooks that holds it whole.
+OURS = {
+    "option_flow": (
+        ("id", "BIGINT"),
+        ("webhook_id", "BIGINT NOT NULL"),
+        ("received_at", f"VARCHAR NOT NULL DEFAULT {NOW}"),
+        ("executed_at", "VARCHAR"),
+        ("topic", "VARCHAR"),
+        ("symbol", "VARCHAR"),
+        ("option_symbol", "VARCHAR"),
+        ("option_type", "VARCHAR"),
+        ("strike", "DOUBLE"),
+        ("expiration", "VARCHAR"),
+        ("side", "VARCHAR"),
+        ("sentiment", "VARCHAR"),
+        ("size", "BIGINT"),
+        ("price", "DOUBLE"),
+        ("premium", "DOUBLE"),
+        ("volume", "BIGINT"),
+        ("open_interest", "BIGINT"),
+        ("underlying_price", "DOUBLE"),
+        ("implied_volatility", "DOUBLE"),
+        ("delta", "DOUBLE"),
+        ("gamma", "DOUBLE"),
+        ("theta", "DOUBLE"),
+        ("vega", "DOUBLE"),
+        ("rule", "VARCHAR"),
+        ("has_sweep", "BIGINT"),
+        ("has_floor", "BIGINT"),
+        ("has_multileg", "BIGINT"),
+        ("tags_json", "VARCHAR"),
+    ),
+}
+
 KEYS = {
     "gex_bridge_snapshots": ("ticker", "timestamp", "endpoint"),
     "gex_bridge_strikes": ("ticker", "timestamp", "endpoint", "strike"),
     "gex_history_queue": ("id",),
     "universal_webhooks": ("id",),
     "option_trades_events": ("id",),
+    "option_flow": ("id",),
 }
 
 # index -> (table, columns)
@@ -119,13 +155,18 @@ TABLES_WITH_IDS = ("gex_history_queue", "universal_webhooks", "option_trades_eve
 
 def columns(table: str) -> list[str]:
     """The table's column names, in order."""
-    return [name for name, _ in TABLES[table]]
+    return [name for name, _ in definition(table)]
+
+
+def definition(table: str) -> tuple[tuple[str, str], ...]:
+    """Each column's name, and its type and constraints."""
+    return TABLES.get(table) or OURS[table]
 
 
 def statements() -> list[str]:
     """The SQL that makes what is missing; harmless where all is there."""
     made = []
-    for table, cols in TABLES.items():
+    for table, cols in (TABLES | OURS).items():
         body = ", ".join(
             f"{name} {kind}{' USING COMPRESSION uncompressed' if (table, name) in UNCOMPRESSED else ''}"
             for name, kind in cols

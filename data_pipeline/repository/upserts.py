@@ -28,11 +28,9 @@ def apply(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
         _replace_strikes(con, rows.strikes)
     if rows.links:
         _insert_links(con, rows.links)
-    for table, new in (("universal_webhooks", rows.webhooks), ("option_trades_events", rows.trades)):
-        if new:
-            first = database.last_id(con, table) + 1
-            _insert(con, table, [range(first, first + len(new)), *zip(*new)])
-            database.note_last_id(con, table, first + len(new) - 1)
+    first_webhook = _insert_new(con, "universal_webhooks", rows.webhooks)
+    _insert_new(con, "option_trades_events", rows.trades)
+    _insert_new(con, "option_flow", [(first_webhook + webhook, *row) for webhook, *row in rows.flow])
 
 
 def _insert(
@@ -53,6 +51,15 @@ def _insert(
     con.register("new_rows", pyarrow.Table.from_arrays(arrays, names=schema.columns(table)))
     con.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM new_rows {conflict}")
     con.unregister("new_rows")
+
+
+def _insert_new(con: duckdb.DuckDBPyConnection, table: str, new: list[tuple[Any, ...]]) -> int:
+    """Insert rows that have no id yet; returns the first one's."""
+    first = database.last_id(con, table) + 1 if new else 0
+    if new:
+        _insert(con, table, [range(first, first + len(new)), *zip(*new)])
+        database.note_last_id(con, table, first + len(new) - 1)
+    return first
 
 
 def _replace_strikes(con: duckdb.DuckDBPyConnection, strikes: dict[Key, Columns]) -> None:

@@ -1,7 +1,6 @@
 import json
 import math
 import threading
-import time
 
 import pytest
 from hypothesis import given

@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.integrations import gexbot
 from data_pipeline.integrations.gexbot import SYMBOLS, GexBotClient, GexBotError, Poller, StatusRefresher, status_pause
 from data_pipeline.payloads.validation import gex_payload
+from data_pipeline.repository.journal import NotDurable
 from tests.helpers.services import Answer, Service, script, wait_until
 
 KEY = "gexbot_custom_s3cr3t/+&"
@@ -303,7 +304,9 @@ def test_every_symbol_is_delivered_as_two_payloads(asking, running):
             "kind": "maxchange",
             "payload": WINDOWS,
         }
-    assert poller.stop(5) and len(got) == 12 and poller.stats() == {"done": 12, "failed": 0, "failing": 0}
+    assert (
+        poller.stop(5) and len(got) == 12 and poller.stats() == {"done": 12, "failed": 0, "not_stored": 0, "failing": 0}
+    )
 
 
 def test_what_is_delivered_passes_as_a_uw_payload(asking, running):
@@ -377,6 +380,72 @@ def test_a_429_that_names_a_pause_holds_every_symbol(asking, running):
     assert second.at - first.at >= 0.5
 
 
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), NotDurable("journal: No space left")])
+def test_what_cannot_be_stored_is_one_line_and_no_failure_of_the_api(asking, running, caplog, problem):
+    service, client = asking()
+    got, room = [], threading.Event()
+
+    def deliver(payload):
+        got.append(payload)
+        if not room.is_set():
+            raise problem
+
+    poller = running(Poller(client, 0.05, deliver, ("A", "B")))
+    wait_until(lambda: len(got) >= 12)
+    assert caplog.text.count("cannot be stored") == 1 and "Traceback" not in caplog.text
+    stats = poller.stats()
+    assert stats["failed"] == stats["failing"] == 0 and stats["not_stored"] >= 11
+    room.set()
+    stored = poller.stats()["not_stored"]
+    wait_until(lambda: len(got) >= 20)
+    assert poller.stats()["not_stored"] <= stored + 1
+
+
+def test_each_category_has_endpoints_of_its_own_and_zero_the_original_s(asking, running):
+    service, client = asking()
+    got = []
+    running(Poller(client, 60, got.append, ("SPX",), ("zero", "one", "full")))
+    wait_until(lambda: len(got) == 6)
+    assert [payload["endpoint"] for payload in got] == [
+        "gex_zero",
+        "gex_maxchange",
+        "gex_one",
+        "gex_one_maxchange",
+        "gex_full",
+        "gex_full_maxchange",
+    ]
+    paths = [request.path.partition("?")[0] for request in service.requests]
+    assert [path for path in paths if "max" not in path] == [f"/SPX/classic/{name}" for name in ("zero", "one", "full")]
+
+
+def test_a_whole_chain_keeps_its_strikes(asking):
+    chain = {"spot": 1, "strikes": [[5000, 1, 2, [1, 2, 3, 4, 5]]], "max_priors": [[1, 2]], "min_dte": 0, "other": 1}
+    service, client = asking(lambda r: Answer(json.dumps(chain).encode()))
+    more = {name: chain[name] for name in ("strikes", "max_priors", "min_dte")}
+    assert client.chain("SPX", whole=True).items() >= more.items()
+    assert not more.keys() & client.chain("SPX").keys()
+
+
+@pytest.mark.parametrize(
+    "moment, open_",
+    [
+        ("2025-11-10T09:29:59-05:00", False),
+        ("2025-11-10T14:30:00+00:00", True),
+        ("2025-11-10T15:59:59-05:00", True),
+        ("2025-11-10T16:00:00-05:00", False),
+        ("2025-07-10T13:30:00+00:00", True),
+        ("2025-11-09T12:00:00-05:00", False),
+    ],
+)
+def test_with_rth_it_polls_in_regular_hours_only(asking, running, moment, open_):
+    service, client = asking()
+    got, asked = [], []
+    now = datetime.fromisoformat(moment)
+    running(Poller(client, 0.01, got.append, ("SPX",), rth=True, now=lambda: asked.append(1) or now))
+    wait_until(lambda: len(asked) > 5 and len(got) >= 4 * open_)
+    assert bool(got) is open_
+
+
 def test_a_delivery_that_fails_is_logged_and_the_next_one_comes(asking, running, caplog):
     service, client = asking()
     got = []
@@ -387,7 +456,7 @@ def test_a_delivery_that_fails_is_logged_and_the_next_one_comes(asking, running,
 
     running(Poller(client, 60, deliver, ("A", "B")))
     wait_until(lambda: len(got) == 4)
-    wait_until(lambda: caplog.text.count("RuntimeError: the disk is full") == 4)
+    wait_until(lambda: caplog.text.count("RuntimeError: the disk is full") == 1)
 
 
 def test_stop_meets_its_deadline_while_a_request_hangs_and_nothing_is_delivered_after(asking, running):

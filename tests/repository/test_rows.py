@@ -150,7 +150,8 @@ def test_a_snapshot_row_has_the_values_of_the_combined_view():
 @pytest.mark.parametrize("timestamp", [None, "soon", math.nan, 2**63, [], {"a": 1}])
 def test_without_a_usable_timestamp_there_is_no_row(timestamp):
     made = added(gex({"timestamp": timestamp, "spot": 1, "strikes": [[5300, 1]]}))
-    assert made == Rows()
+    reason = "without_time" if timestamp is None else "unreadable_time"
+    assert made == Rows(left_out=[(reason, "SPX")])
 
 
 def test_the_endpoint_is_the_requests_or_the_tickers_last_or_unknown():
@@ -253,3 +254,42 @@ def test_whatever_comes_every_value_fits_its_column(data, later, kind, ticker, e
                 assert type(value) is not str or value.encode("utf-8") is not None
     for key, columns in made.strikes.items():
         assert columns[0] and key in made.snapshots
+
+
+def test_a_snapshot_of_which_no_strike_can_be_read_is_named_and_others_are_not():
+    assert added(gex({"timestamp": 1, "spot": 1, "zgr": 1.1})).left_out == [("without_strikes", "SPX")]
+    assert added(gex({"timestamp": 1, "strikes": [["x", 1], 5]})).left_out == [("without_strikes", "SPX")]
+    fetched = gex({"timestamp": 1, "spot": 1}, webhook=("127.0.0.1", "GEXBotPoller"))
+    for record in (fetched, gex({"timestamp": 1}, "majors"), gex({"timestamp": 1, "strikes": [[1, 2]]})):
+        assert added(record).left_out == []
+
+
+def test_a_flow_row_knows_its_webhook():
+    trade = {"option_symbol": "XYZ260116C00118000", "price": "2.80"}
+    payloads = [{"n": 1}, {"topic": "option_trades", "data": [trade, trade]}, {"alert": trade}]
+    made = added(*[Webhook(AT, "::1", "", json.dumps(payload).encode()) for payload in payloads])
+    assert [row[0] for row in made.flow] == [1, 1, 2]
+    names = schema.columns("option_flow")[1:]
+    assert dict(zip(names, made.flow[0], strict=True)) | {"webhook_id": 1, "symbol": "XYZ", "strike": 118.0} == dict(
+        zip(names, made.flow[0], strict=True)
+    )
+
+
+def test_own_values_give_each_payload_a_row_of_its_own():
+    majors = {"timestamp": 1762700000, "spot": 5000, "zero_gamma": 4990, "net_gex_vol": 111, "major_pos_vol": 5100}
+    first = gex(majors, "majors", endpoint="gex_full")
+    second = gex({"timestamp": 1762700060, "spot": 5010, "strikes": [[5000, 1]]}, before=first)
+    third = gex({"timestamp": 1762700120, "spot": 5020, "strikes": [[5010, 7]]}, before=second)
+    fourth = gex({"timestamp": 1762700150, "current": [1, 2]}, "maxchange", before=third)
+    made = Rows(own=True)
+    for record in (first, second, third, fourth):
+        made.add(record)
+    assert [(key[1], row[5]) for key, row in made.snapshots.items()] == [
+        (1762700000, 5000.0),
+        (1762700060, 5010.0),
+        (1762700120, 5020.0),
+        (1762700150, 5020.0),
+    ]
+    assert all(row[9] == 5100.0 for row in made.snapshots.values()), "what the snapshots do not have is the majors'"
+    original = added(first, second, third)
+    assert [key[1] for key in original.snapshots] == [1762700000, 1762700000], "and one row a minute as the original"

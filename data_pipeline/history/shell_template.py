@@ -195,6 +195,6 @@ def _judge_own(words: list[str]) -> list[str]:
     for before, word in zip(["", *rest], rest):
         if _program(word) in TAKES_CODE:
             _refuse(word, "it would take a value for code")
-        if ANY.search(word) and CODE_OPTION.fullmatch(word.split("=")[0] if word[0] == "-" else before):
+        if ANY.search(word) and any(map(CODE_OPTION.fullmatch, (before, word.split("=")[0]))):
             _refuse(f"{before} {word}", "behind such an option it could be taken for code")
     return files

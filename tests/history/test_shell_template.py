@@ -207,6 +207,7 @@ UNSAFE = [
     "time sh fetch.sh {url}",
     "source ./env; sh fetch.sh {url}",
     "mv x {ticker}",
+    "./fetch --exec --opt={url}",
     "cd {id}",
     "exit {id}",
     "test -s {id}",

@@ -45,7 +45,14 @@ class Application:
             settings.discord_api_url,
         )
         self.downloads = self._downloads()
-        self.bridge = Bridge(self.repository, Dashboard(settings.dashboard_url), self.downloads, self.discord)
+        self.bridge = Bridge(
+            self.repository,
+            Dashboard(settings.dashboard_url),
+            self.downloads,
+            self.discord,
+            settings.uw_frames,
+            settings.max_tickers,
+        )
         self.gexbot = GexBotClient(settings.gexbot_api_key, settings.gexbot_api_url)
         self.poller = Poller(
             self.gexbot,

@@ -1,5 +1,6 @@
 """What an accepted payload causes: the one place where store, journal and background parts meet."""
 
+import json
 import logging
 import time
 
@@ -14,6 +15,12 @@ log = logging.getLogger("webhook")
 EVENT_KEYS = ("eventType", "event_type", "event")
 
 
+MOST_FRAMES = 1000  # in one request
+SILENT = 86400.0  # s, after which a ticker may give its place to a new one
+RECEIVED = {"status": "received", "message": "Universal webhook processed"}
+ACKNOWLEDGED = {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
+
+
 def _first_truthy(payload: dict, keys: tuple[str, ...]) -> object:
     return next((payload[key] for key in keys if payload.get(key)), None)
 
@@ -24,14 +31,19 @@ class Bridge:
     repository: where records go.  The background parts are optional: dashboard
     has `offer(url, ticker, endpoint) -> bool`, downloads has
     `submit(id, url, ticker, endpoint)`, discord has `send(payload)`.
+    uw_frames: whether `/uw` takes a socket's frames; max_tickers: of the store.
     """
 
-    def __init__(self, repository, dashboard=None, downloads=None, discord=None):
+    def __init__(self, repository, dashboard=None, downloads=None, discord=None, uw_frames=False, max_tickers=2000):
         self.repository = repository
         self.store = SnapshotStore(TickerState)
         self.dashboard = dashboard
         self.downloads = downloads
         self.discord = discord
+        self.uw_frames = uw_frames
+        self.max_tickers = max_tickers
+        self._hinted = False
+        self._began = time.monotonic()
         # ticker -> time.monotonic() of its last payload since the start
         self.heard: dict[str, float] = {}
 
@@ -41,6 +53,8 @@ class Bridge:
             self.store.put(snapshot.state())
         for record in self.repository.replay():
             if isinstance(record, records.Gex):
+                if record.replaces:
+                    self.store.drop(record.replaces)
                 self.store.put(record.state)
 
     def gex(self, raw: bytes, payload: dict) -> dict:
@@ -61,35 +75,103 @@ class Bridge:
             self.downloads.submit(number, url, ticker, endpoint)
         return {"status": "queued", "id": number, "via": "local"}
 
-    def universal(self, raw: bytes, payload: dict, client: str, agent: str) -> dict:
-        """A `/uw` payload.  Raises ValidationError, NotDurable."""
-        if _first_truthy(payload, (*EVENT_KEYS, "type")) == "heartbeat":
-            return {"status": "ignored", "reason": "heartbeat"}
-        topic = payload.get("topic")
-        if topic == "gex":
+    def takes_frames(self, payload: object) -> bool:
+        """Whether what is no object is for `universal` all the same: a frame, or several, and UW_FRAMES is set."""
+        if not isinstance(payload, list) or frames(payload) is None:
+            return False
+        if not self.uw_frames and not self._hinted:
+            self._hinted = True
+            log.info("a socket's frame was refused on /uw; UW_FRAMES=1 takes them")
+        return self.uw_frames
+
+    def universal(self, raw: bytes, payload: dict | list, client: str, agent: str) -> dict:
+        """A `/uw` payload: an object, or frames.  Raises ValidationError, NotDurable."""
+        if isinstance(payload, list):
+            return self._frames(frames(payload) or [], client, agent)
+        if (ignored := _ignored(payload)) is not None:
+            return ignored
+        if payload.get("topic") == "gex":
             gex = validation.gex_payload(payload, "payload", "snapshot", "gex_zero")
             self._append_gex(gex, records.Part(raw, "payload"), (client, agent))
-        elif topic == "phoenix" and _is_acknowledgement(payload):
-            return {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
         else:
-            webhook = records.Webhook(times.utc_now_text(), client, agent, raw)
-            self.repository.append(lambda: (webhook.encode(), None))
-            if topic == TRADES_TOPIC and self.discord is not None and option_trade(payload) is not None:
-                self.discord.send(payload)
-        return {"status": "received", "message": "Universal webhook processed"}
+            self._append_webhook(raw, [payload], client, agent)
+        return RECEIVED
+
+    def _frames(self, found: list[dict], client: str, agent: str) -> dict:
+        """Those that count become one record, so that all are durable together or none is."""
+        ignored = [ACKNOWLEDGED if _is_acknowledgement(p["payload"]) else _ignored(p) for p in found]
+        kept = [payload for payload, reason in zip(found, ignored) if reason is None]
+        for payload in kept:
+            if payload["topic"] == "gex":  # it names no ticker beside its payload
+                validation.gex_payload(payload, "payload", "snapshot", "gex_zero")
+        if not kept:
+            return ignored[0] or RECEIVED
+        self._append_webhook(json.dumps(kept if len(kept) > 1 else kept[0]).encode("ascii"), kept, client, agent)
+        return RECEIVED
+
+    def _append_webhook(self, raw: bytes, payloads: list[dict], client: str, agent: str) -> None:
+        webhook = records.Webhook(times.utc_now_text(), client, agent, raw)
+        self.repository.append(lambda: (webhook.encode(), None))
+        for payload in payloads:
+            if payload.get("topic") == TRADES_TOPIC and self.discord is not None:
+                trade = option_trade(payload)
+                if trade is not None and trade["symbol"]:
+                    self.discord.send(payload)
 
     def _append_gex(self, gex: validation.GexPayload, part: records.Part, webhook=None) -> None:
         """State, record and their order are made together, under the journal's lock."""
         at = times.utc_now_text()
 
         def build():
+            gone = self._make_room(gex.ticker)
             state = self.store.get(gex.ticker).merged(gex.kind, part, gex.endpoint, gex.received_at)
-            return records.Gex(at, gex.endpoint, state, webhook).encode(), self.store.put(state)
+            record = records.Gex(at, gex.endpoint, state, webhook, gone)
+            undos = [self.store.put(state)] + ([self.store.drop(gone)] if gone else [])
+            return record.encode(), lambda: [undo() for undo in undos]
 
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
 
+    def _make_room(self, ticker: str) -> str | None:
+        """The ticker that has to leave for a new one, if any.  Raises ValidationError where none may."""
+        if len(self.store) < self.max_tickers or ticker in self.store:
+            return None
+        oldest = min(self.store, key=lambda known: self.heard.get(known, self._began))
+        if time.monotonic() - self.heard.get(oldest, self._began) < SILENT:
+            raise validation.ValidationError(
+                f"Validation error: ticker: there are {self.max_tickers} already, and none was silent for a day"
+            )
+        return oldest
 
-def _is_acknowledgement(payload: dict) -> bool:
+
+def _ignored(payload: dict) -> dict | None:
+    """What a client is told of a payload that only keeps its connection alive; None for all others."""
+    if _first_truthy(payload, (*EVENT_KEYS, "type")) == "heartbeat":
+        return {"status": "ignored", "reason": "heartbeat"}
     inner = payload.get("payload")
-    return _first_truthy(payload, EVENT_KEYS) == "phx_reply" and isinstance(inner, dict) and inner.get("status") == "ok"
+    if payload.get("topic") == "phoenix" and _first_truthy(payload, EVENT_KEYS) == "phx_reply":
+        if isinstance(inner, dict) and inner.get("status") == "ok":
+            return ACKNOWLEDGED
+    return None
+
+
+def _is_acknowledgement(inner: dict) -> bool:
+    """Of a frame, whatever its topic."""
+    return inner.keys() == {"status", "response"} and inner["status"] == "ok" and isinstance(inner["response"], dict)
+
+
+def frames(value: list) -> list[dict] | None:
+    """The objects that a socket's frame, or an array of up to MOST_FRAMES such, stands for; None where it is none."""
+    found = [_frame(value)] if _frame(value) else [_frame(each) for each in value[: MOST_FRAMES + 1]]
+    whole = [each for each in found if each is not None]
+    return whole if len(whole) == len(found) and 1 <= len(whole) <= MOST_FRAMES else None
+
+
+def _frame(value: object) -> dict | None:
+    """`[join_ref, ref, topic, event, payload]` or `[channel, payload]` as an object."""
+    match value:
+        case [str() | None, str() | None, str() as topic, str() as event, dict() as payload]:
+            return {"topic": topic, "event": event, "payload": payload}
+        case [str() as channel, dict() as payload]:
+            return {"topic": channel, "payload": payload}
+    return None

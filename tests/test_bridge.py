@@ -12,6 +12,7 @@ from data_pipeline.payloads.store import TickerSnapshot, TickerState
 from data_pipeline.payloads.validation import ValidationError
 from data_pipeline.repository.journal import NotDurable
 from data_pipeline.repository.repository import Repository
+from data_pipeline.repository.rows import Rows
 from data_pipeline.repository.segments import Reader
 from tests.helpers.support import PATIENCE, gex_payload
 
@@ -143,7 +144,7 @@ def test_an_acknowledgement_of_phoenix_is_not_stored(rig):
     ]
     for payload in kept:
         assert rig.universal(payload) == RECEIVED
-    assert [record.payload for record in rig.records] == kept
+    assert [payload for record in rig.records for payload in record.payloads] == kept
 
 
 def test_gamma_exposure_as_a_webhook_is_both(rig):
@@ -228,4 +229,86 @@ def test_store_comes_back_from_latest_json_with_what_it_had_not_seen_over_it(tmp
     again = Rig(tmp_path)
     assert loaded(again.bridge.store.get("SPX"))["majors"]["spot"] == 3
     assert loaded(again.bridge.store.get("OLD"))["majors"] == {"spot": 2}
+    again.close()
+
+
+FRAME = [None, "7", "option_trades", "new_msg", {"data": {"option_symbol": "XYZ260116C00118000", "price": "2.80"}}]
+ACKNOWLEDGEMENT = ["1", "1", "option_trades", "phx_reply", {"status": "ok", "response": {}}]
+
+
+def framed(rig, payload):
+    assert rig.bridge.takes_frames(payload)
+    return rig.universal(payload)
+
+
+def test_frames_become_objects_and_all_of_a_request_are_one_record(tmp_path):
+    rig = Rig(tmp_path, uw_frames=True)
+    assert framed(rig, FRAME) == framed(rig, ["gex:SPY", {"price": "1"}]) == RECEIVED
+    assert framed(rig, [FRAME, ACKNOWLEDGEMENT, ["news", {}]]) == RECEIVED
+    one = {"topic": "option_trades", "event": "new_msg", "payload": FRAME[4]}
+    assert [record.payloads for record in rig.records] == [
+        [one],
+        [{"topic": "gex:SPY", "payload": {"price": "1"}}],
+        [one, {"topic": "news", "payload": {}}],
+    ]
+    made = Rows()
+    for record in rig.records:
+        made.add(record)
+    assert len(made.webhooks) == 4 and [row[0] for row in made.flow] == [0, 2]
+    rig.close()
+
+
+def test_acknowledgements_and_heartbeats_in_frames_leave_nothing(tmp_path):
+    rig = Rig(tmp_path, uw_frames=True)
+    assert framed(rig, ACKNOWLEDGEMENT) == {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
+    assert framed(rig, [[None, None, "phoenix", "heartbeat", {}]]) == HEARTBEAT
+    with pytest.raises(ValidationError):
+        framed(rig, [FRAME, ["gex", {"ticker": "SPX"}]])
+    assert rig.records == []
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [[], [1], ["a", "b"], FRAME[:4], [*FRAME, 1], [1, *FRAME[1:]], [FRAME, 5], [["news", {}]] * 1001, "text", None, 5],
+)
+def test_what_is_no_frame_is_not_taken(tmp_path, payload):
+    rig = Rig(tmp_path, uw_frames=True)
+    assert not rig.bridge.takes_frames(payload)
+    assert rig.bridge.takes_frames([["news", {}]] * 1000)
+    rig.close()
+
+
+def test_without_the_setting_frames_are_refused_with_one_hint(rig, caplog):
+    caplog.set_level("INFO")
+    assert not any(rig.bridge.takes_frames(payload) for payload in (FRAME, [FRAME], FRAME))
+    assert caplog.text.count("UW_FRAMES=1") == 1
+
+
+def test_a_trade_without_a_symbol_is_not_told_to_discord(tmp_path):
+    told = []
+
+    class Told:
+        send = staticmethod(told.append)
+
+    rig = Rig(tmp_path, discord=Told)
+    named = {"topic": "option_trades_super_algo", "alert": {"symbol": "SPX"}}
+    for payload in ({"topic": "option_trades_super_algo", "payload": FRAME[4]}, named):
+        assert rig.universal(payload) == RECEIVED
+    assert told == [named] and len(rig.records) == 2
+    rig.close()
+
+
+def test_a_new_ticker_over_the_most_is_refused_unless_one_was_silent_for_a_day(tmp_path):
+    rig = Rig(tmp_path, max_tickers=2)
+    for ticker in ("A", "B", "A"):
+        rig.gex(gex_payload(ticker=ticker))
+    with pytest.raises(ValidationError, match="ticker: there are 2 already"):
+        rig.gex(gex_payload(ticker="C"))
+    rig.bridge.heard["A"] -= 86401
+    rig.gex(gex_payload(ticker="C"))
+    assert sorted(rig.bridge.store) == ["B", "C"] and rig.records[-1].replaces == "A"
+    rig.close()
+    again = Rig(tmp_path)
+    assert sorted(again.bridge.store) == ["B", "C"], "after a restart too"
     again.close()

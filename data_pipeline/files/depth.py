@@ -89,7 +89,7 @@ class DepthPersistor(Background):
         except queue.Full:
             self.dropped += 1
             return False
-        self.enqueued += 1
+        self.enqueued += event.line is not None  # comparable with `written`
         return True
 
     def _wake(self) -> None:

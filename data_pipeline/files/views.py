@@ -136,6 +136,11 @@ class Views:
     def update(self, snapshot: TickerSnapshot, received: str) -> None:
         self._pending[snapshot.ticker] = (snapshot, received)
 
+    def forget(self, ticker: str) -> None:
+        """Take it out of latest.json; its own files stay as they are."""
+        self._texts.pop(ticker, None)
+        self._pending.pop(ticker, None)
+
     def write(self, last: bool = False) -> None:
         """Write what changed; what could not be written stays to be.
 

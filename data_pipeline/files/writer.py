@@ -108,6 +108,8 @@ class FilesWriter(Background):
             if record.webhook is None:
                 line = spot_line(record) if number_ > self._spotted else None
                 event = depth_event(number_, record) if number_ > self._offered else event
+            if record.replaces:
+                self.views.forget(record.replaces)
             self.views.update(record.loaded, record.at)
         if number_ > self._offered:
             while not self.depth.enqueue(event):

@@ -142,7 +142,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             raise HTTPError(400, "JSON payload is nested too deeply") from None
         except ValueError:  # also a number of more digits than Python converts
             raise HTTPError(400, "Invalid JSON payload") from None
-        if not isinstance(payload, dict):
+        if not isinstance(payload, dict) and not (self.route == "/uw" and self.server.bridge.takes_frames(payload)):
             raise HTTPError(400, "Payload must be a JSON object")
         if log.isEnabledFor(logging.DEBUG):
             log.debug("payload of %s: %s", self.route, raw.decode("utf-8"))

@@ -44,7 +44,7 @@ def _encode(line: dict, *parts: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Webhook:
-    """A `/uw` payload as a row of `universal_webhooks`.  at: receive time, ISO, UTC, no offset."""
+    """A `/uw` payload as a row of `universal_webhooks`, or an array of several.  at: receive time, ISO, UTC, no offset."""
 
     at: str
     client: str
@@ -55,8 +55,9 @@ class Webhook:
         return _encode({"type": "uw", "at": self.at, "client": self.client, "agent": self.agent}, self.raw)
 
     @lazy
-    def payload(self) -> dict:
-        return json.loads(self.raw)
+    def payloads(self) -> list[dict]:
+        payload = json.loads(self.raw)
+        return payload if isinstance(payload, list) else [payload]
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class Gex:
 
     state: the ticker after it, with a Part (or None) for each kind; the
     payload's own kind holds its own body.  endpoint: the request's own.
+    replaces: the ticker that has left the store for this one.
     """
 
     at: str
     endpoint: str | None
     state: TickerState
     webhook: tuple[str, str] | None = None
+    replaces: str | None = None
 
     @property
     def ticker(self) -> str:
@@ -107,6 +110,7 @@ class Gex:
             "received_at": state.received_at,
             "last_endpoint": state.last_endpoint,
             "webhook": self.webhook,
+            **({"replaces": self.replaces} if self.replaces else {}),
             "parts": [(kind, part.key, len(part.raw)) for kind, part in parts],
         }
         return _encode(line, *(part.raw for _, part in parts))
@@ -191,4 +195,4 @@ def _gex(head: dict, rest: bytes) -> Gex:
         last_payload_kind=head["kind"],
     )
     webhook = tuple(head["webhook"]) if head["webhook"] else None
-    return Gex(head["at"], head["endpoint"], state, webhook)
+    return Gex(head["at"], head["endpoint"], state, webhook, head.get("replaces"))

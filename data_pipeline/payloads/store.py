@@ -1,7 +1,7 @@
 """The last payload of each kind for each ticker, and the view that combines them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
@@ -239,6 +239,20 @@ class SnapshotStore(Generic[Held]):
 
     def get(self, ticker: str) -> Held:
         return self._tickers.get(ticker) or self._make(ticker)
+
+    def __len__(self) -> int:
+        return len(self._tickers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tickers)
+
+    def __contains__(self, ticker: object) -> bool:
+        return ticker in self._tickers
+
+    def drop(self, ticker: str) -> Callable[[], None]:
+        """Forget a ticker; returns the function that takes it back."""
+        before = self._tickers.pop(ticker, None)
+        return lambda: None if before is None else self._tickers.__setitem__(ticker, before)
 
     def put(self, snapshot: Held) -> Callable[[], None]:
         """Take the new state of a ticker; returns the function that takes it back."""

@@ -157,21 +157,18 @@ class Rows:
             self.left_out.append(("without_strikes", record.ticker))
 
     def _add_webhook(self, record: Webhook) -> None:
-        payload_json = json.dumps(record.payload)
-        trade = None
-        if record.payload.get("topic") == TOPIC:
-            found = option_trade(record.payload)
-            if found is not None:
+        at, first = times.row_time(record.at), len(self.webhooks)
+        webhooks, trades, flow = [], [], []
+        for number, payload in enumerate(record.payloads, first):
+            payload_json = json.dumps(payload)
+            if payload.get("topic") == TOPIC and (trade := option_trade(payload)) is not None:
                 names = schema.columns("option_trades_events")[2:-1]
-                trade = (times.row_time(record.at), *(found[name] for name in names), payload_json)
-        flow = [
-            (len(self.webhooks), times.row_time(record.at), *(row[name] for name in _FLOW))
-            for row in option_flow(record.payload)
-        ]
-        self.webhooks.append(_webhook_row(record.at, payload_json, record.client, record.agent))
+                trades.append((at, *(trade[name] for name in names), payload_json))
+            flow += [(number, at, *(row[name] for name in _FLOW)) for row in option_flow(payload)]
+            webhooks.append(_webhook_row(record.at, payload_json, record.client, record.agent))
+        self.webhooks += webhooks
+        self.trades += trades
         self.flow += flow
-        if trade:
-            self.trades.append(trade)
 
 
 def _webhook_row(at: str, payload_json: str, client: str, agent: str) -> tuple[Any, ...]:

@@ -3,10 +3,11 @@
 import json
 import logging
 import time
+from typing import Any
 
 from data_pipeline.files.views import read_latest
 from data_pipeline.payloads import records, times, validation
-from data_pipeline.payloads.store import SnapshotStore, TickerState
+from data_pipeline.payloads.store import Part, SnapshotStore, TickerState
 from data_pipeline.payloads.trades import TOPIC as TRADES_TOPIC
 from data_pipeline.payloads.trades import option_trade
 
@@ -21,7 +22,7 @@ RECEIVED = {"status": "received", "message": "Universal webhook processed"}
 ACKNOWLEDGED = {"status": "ignored", "reason": "heartbeat phoenix phx_reply"}
 
 
-def _first_truthy(payload: dict, keys: tuple[str, ...]) -> object:
+def _first_truthy(payload: dict[str, Any], keys: tuple[str, ...]) -> object:
     return next((payload[key] for key in keys if payload.get(key)), None)
 
 
@@ -57,13 +58,13 @@ class Bridge:
                     self.store.drop(record.replaces)
                 self.store.put(record.state)
 
-    def gex(self, raw: bytes, payload: dict) -> dict:
+    def gex(self, raw: bytes, payload: dict[str, Any]) -> dict[str, Any]:
         """A `/gex` payload.  Raises ValidationError, NotDurable."""
         gex = validation.gex_payload(payload)
-        self._append_gex(gex, records.Part(raw, "data"))
+        self._append_gex(gex, Part(raw, "data"))
         return {"status": "ok", "ticker": gex.ticker}
 
-    def history_link(self, payload: dict) -> dict:
+    def history_link(self, payload: dict[str, Any]) -> dict[str, Any]:
         """A `/gex_history_url` payload: to the dashboard, else into the queue.  Raises ValidationError, NotDurable."""
         link = validation.history_link(payload)
         if self.dashboard is not None and self.dashboard.offer(link.url, link.ticker, link.endpoint):
@@ -84,7 +85,7 @@ class Bridge:
             log.info("a socket's frame was refused on /uw; UW_FRAMES=1 takes them")
         return self.uw_frames
 
-    def universal(self, raw: bytes, payload: dict | list, client: str, agent: str) -> dict:
+    def universal(self, raw: bytes, payload: dict[str, Any] | list, client: str, agent: str) -> dict[str, Any]:
         """A `/uw` payload: an object, or frames.  Raises ValidationError, NotDurable."""
         if isinstance(payload, list):
             return self._frames(frames(payload) or [], client, agent)
@@ -92,12 +93,12 @@ class Bridge:
             return ignored
         if payload.get("topic") == "gex":
             gex = validation.gex_payload(payload, "payload", "snapshot", "gex_zero")
-            self._append_gex(gex, records.Part(raw, "payload"), (client, agent))
+            self._append_gex(gex, Part(raw, "payload"), (client, agent))
         else:
             self._append_webhook(raw, [payload], client, agent)
         return RECEIVED
 
-    def _frames(self, found: list[dict], client: str, agent: str) -> dict:
+    def _frames(self, found: list[dict[str, Any]], client: str, agent: str) -> dict[str, Any]:
         """Those that count become one record, so that all are durable together or none is."""
         ignored = [ACKNOWLEDGED if _is_acknowledgement(p["payload"]) else _ignored(p) for p in found]
         kept = [payload for payload, reason in zip(found, ignored) if reason is None]
@@ -109,7 +110,7 @@ class Bridge:
         self._append_webhook(json.dumps(kept if len(kept) > 1 else kept[0]).encode("ascii"), kept, client, agent)
         return RECEIVED
 
-    def _append_webhook(self, raw: bytes, payloads: list[dict], client: str, agent: str) -> None:
+    def _append_webhook(self, raw: bytes, payloads: list[dict[str, Any]], client: str, agent: str) -> None:
         webhook = records.Webhook(times.utc_now_text(), client, agent, raw)
         self.repository.append(lambda: (webhook.encode(), None))
         for payload in payloads:
@@ -118,7 +119,7 @@ class Bridge:
                 if trade is not None and trade["symbol"]:
                     self.discord.send(payload)
 
-    def _append_gex(self, gex: validation.GexPayload, part: records.Part, webhook=None) -> None:
+    def _append_gex(self, gex: validation.GexPayload, part: Part, webhook=None) -> None:
         """State, record and their order are made together, under the journal's lock."""
         at = times.utc_now_text()
 
@@ -144,7 +145,7 @@ class Bridge:
         return oldest
 
 
-def _ignored(payload: dict) -> dict | None:
+def _ignored(payload: dict[str, Any]) -> dict[str, Any] | None:
     """What a client is told of a payload that only keeps its connection alive; None for all others."""
     if _first_truthy(payload, (*EVENT_KEYS, "type")) == "heartbeat":
         return {"status": "ignored", "reason": "heartbeat"}
@@ -155,19 +156,19 @@ def _ignored(payload: dict) -> dict | None:
     return None
 
 
-def _is_acknowledgement(inner: dict) -> bool:
+def _is_acknowledgement(inner: dict[str, Any]) -> bool:
     """Of a frame, whatever its topic."""
     return inner.keys() == {"status", "response"} and inner["status"] == "ok" and isinstance(inner["response"], dict)
 
 
-def frames(value: list) -> list[dict] | None:
+def frames(value: list) -> list[dict[str, Any]] | None:
     """The objects that a socket's frame, or an array of up to MOST_FRAMES such, stands for; None where it is none."""
     found = [_frame(value)] if _frame(value) else [_frame(each) for each in value[: MOST_FRAMES + 1]]
     whole = [each for each in found if each is not None]
     return whole if len(whole) == len(found) and 1 <= len(whole) <= MOST_FRAMES else None
 
 
-def _frame(value: object) -> dict | None:
+def _frame(value: object) -> dict[str, Any] | None:
     """`[join_ref, ref, topic, event, payload]` or `[channel, payload]` as an object."""
     match value:
         case [str() | None, str() | None, str() as topic, str() as event, dict() as payload]:

@@ -5,6 +5,7 @@ import logging
 import queue
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipeline.background import Background
 from data_pipeline.files.growing import GrowingFiles
@@ -98,7 +99,7 @@ class DepthPersistor(Background):
         except queue.Full:
             pass  # it is awake anyway
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         return {
             "enqueued": self.enqueued,
             "written": self.written,

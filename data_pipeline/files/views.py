@@ -92,7 +92,7 @@ def consolidated(snapshot: TickerSnapshot, received: str, own: bool = False) -> 
     }
 
 
-def strikes_csv(all_strikes: list[dict] | None) -> str:
+def strikes_csv(all_strikes: list[dict[str, Any]] | None) -> str:
     """`gex/TICKER/snapshot.csv`, with CRLF line ends."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)

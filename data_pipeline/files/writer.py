@@ -7,6 +7,7 @@ where something changed.
 import logging
 import pathlib
 import time
+from typing import Any
 
 from data_pipeline.background import Background
 from data_pipeline.files.depth import DepthEvent, DepthPersistor, depth_event
@@ -42,7 +43,7 @@ class FilesWriter(Background):
         self._spotted = spots.position
         self._offered = depth.files.position
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}
 
     def _run(self) -> None:

@@ -15,6 +15,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from data_pipeline import BridgeError, __version__
@@ -71,23 +72,23 @@ class GexBotClient:
         self._session = None
         self._making = threading.Lock()  # guards the making of the session
 
-    def chain(self, symbol: str, category: str = "zero", whole: bool = False) -> dict:
+    def chain(self, symbol: str, category: str = "zero", whole: bool = False) -> dict[str, Any]:
         """Spot, zero gamma, sums and majors: {ticker, *FIELDS, timestamp}, timestamp as UTC ISO text.
 
         category: zero, one or full; whole: with what the reply has of WHOLE.
         """
         return summary(symbol, self.latest(symbol, category=category), whole)
 
-    def majors(self, symbol: str) -> dict:
+    def majors(self, symbol: str) -> dict[str, Any]:
         """The same fields, from the smaller reply that has no strikes."""
         return summary(symbol, self.latest(symbol, "/majors"))
 
-    def maxchange(self, symbol: str, category: str = "zero") -> dict:
+    def maxchange(self, symbol: str, category: str = "zero") -> dict[str, Any]:
         """The six WINDOWS, each [strike, change of net GEX]; [0, 0] where the reply has none."""
         found = self.latest(symbol, "/maxchange", category)
         return {window: found[window] if found.get(window) is not None else [0, 0] for window in WINDOWS}
 
-    def latest(self, symbol: str, what: str = "", category: str = "zero") -> dict:
+    def latest(self, symbol: str, what: str = "", category: str = "zero") -> dict[str, Any]:
         """The reply's object, or the latest by time where it is a list or {"data": [...]}."""
         url = self.address(symbol, what, category)
         try:
@@ -127,7 +128,7 @@ class GexBotClient:
             return self._session
 
 
-def latest(reply: object) -> dict:
+def latest(reply: object) -> dict[str, Any]:
     """The one object that counts in a reply of any shape; raises GexBotError where there is none."""
     if isinstance(reply, dict) and isinstance(reply.get("data"), (list, dict)):
         reply = reply["data"]
@@ -142,7 +143,7 @@ def latest(reply: object) -> dict:
     return reply
 
 
-def summary(symbol: str, reply: dict, whole: bool = False) -> dict:
+def summary(symbol: str, reply: dict[str, Any], whole: bool = False) -> dict[str, Any]:
     """A chain or majors reply as the payload of a snapshot, `whole` with what it has of WHOLE.
 
     Raises GexBotError where all its fields are missing.
@@ -197,12 +198,12 @@ class _Rounds(Background):
     def __init__(self, name: str, client: GexBotClient):
         super().__init__(name)
         self._name, self._client = name, client
-        self._jobs: dict = {}  # what it is called in the log -> callable
+        self._jobs: dict[str, Any] = {}  # what it is called in the log -> callable
         self._counts = {"done": 0, "failed": 0, "not_stored": 0}  # changed by the thread only
         self._trouble = ""  # why the last one was not stored
-        self._failures: dict = {}  # job -> failures in a row; likewise
+        self._failures: dict[str, Any] = {}  # job -> failures in a row; likewise
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         """done, failed: jobs so far; not_stored: those done in vain; failing: jobs whose last try failed."""
         return {**self._counts, "failing": sum(1 for n in list(self._failures.values()) if n)}
 
@@ -276,7 +277,7 @@ class Poller(_Rounds):
         self,
         client: GexBotClient,
         interval: float,
-        deliver: Callable[[dict], None],
+        deliver: Callable[[dict[str, Any]], None],
         symbols: Iterable[str] = SYMBOLS,
         categories: Iterable[str] = ("zero",),
         whole: bool = False,

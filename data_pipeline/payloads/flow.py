@@ -178,7 +178,7 @@ def _time(value: object) -> datetime.datetime | None:
 
 def _moment(value: object) -> str | None:
     found = _time(value)
-    return found and found.replace(tzinfo=None).isoformat(" ", "milliseconds")
+    return None if found is None else found.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
 def _date(value: object) -> str | None:
@@ -186,4 +186,4 @@ def _date(value: object) -> str | None:
     if isinstance(value, str) and (found := times.parse_iso(value.strip())):
         return found.date().isoformat()
     moment = _time(value)
-    return moment and moment.date().isoformat()
+    return None if moment is None else moment.date().isoformat()

@@ -11,7 +11,9 @@ nothing that happens to another record, or to the process, changes it.
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.payloads.store import KINDS, Part, TickerSnapshot, TickerState
 
@@ -23,13 +25,13 @@ class lazy:
     """An attribute made at first use.  Unlike functools.cached_property before Python 3.12 it has no lock, which
     all records would share; made twice by two threads, it is the same."""
 
-    def __init__(self, make):
+    def __init__(self, make: Callable[[Any], Any]) -> None:
         self.make = make
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, record, owner):
+    def __get__(self, record: Any, owner: type) -> Any:
         value = record.__dict__[self.name] = self.make(record)
         return value
 
@@ -38,7 +40,7 @@ class RecordError(Exception):
     """The payload is no record of ours."""
 
 
-def _encode(line: dict, *parts: bytes) -> bytes:
+def _encode(line: dict[str, Any], *parts: bytes) -> bytes:
     return b"\n".join((json.dumps(line, separators=(",", ":")).encode("ascii"), b"".join(parts)))
 
 
@@ -55,7 +57,7 @@ class Webhook:
         return _encode({"type": "uw", "at": self.at, "client": self.client, "agent": self.agent}, self.raw)
 
     @lazy
-    def payloads(self) -> list[dict]:
+    def payloads(self) -> list[dict[str, Any]]:
         payload = json.loads(self.raw)
         return payload if isinstance(payload, list) else [payload]
 
@@ -95,7 +97,7 @@ class Gex:
 
     @property
     def kind(self) -> str:
-        return self.state.last_payload_kind
+        return self.state.last_payload_kind or ""
 
     def encode(self) -> bytes:
         state = self.state
@@ -116,12 +118,12 @@ class Gex:
         return _encode(line, *(part.raw for _, part in parts))
 
     @lazy
-    def payload(self) -> dict:
+    def payload(self) -> dict[str, Any]:
         """The whole body."""
         return json.loads(getattr(self.state, self.kind).raw)
 
     @lazy
-    def data(self) -> dict:
+    def data(self) -> dict[str, Any]:
         """The payload's own data object."""
         key = getattr(self.state, self.kind).key
         return self.payload[key] if key else self.payload
@@ -181,7 +183,7 @@ def decode(payload: bytes) -> AnyRecord:
     raise RecordError(f"not a record: type {kind!r}")
 
 
-def _gex(head: dict, rest: bytes) -> Gex:
+def _gex(head: dict[str, Any], rest: bytes) -> Gex:
     parts, at = {}, 0
     for kind, key, length in head["parts"]:
         parts[kind] = Part(rest[at : at + length], key)

@@ -34,6 +34,7 @@ def seconds(value: object) -> int | None:
     Takes a number, numeric text or ISO text (naive is UTC); a number stays as
     it was sent, milliseconds too.  None as well where it does not fit 64 bits.
     """
+    whole: int | None
     try:
         if isinstance(value, str):
             try:

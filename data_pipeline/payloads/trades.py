@@ -2,13 +2,15 @@
 
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.payloads import values
 
 TOPIC = "option_trades_super_algo"
 
 
-def option_trade(payload: dict) -> dict | None:
+def option_trade(payload: dict[str, Any]) -> dict[str, Any] | None:
     """The row's columns, without id, received_at and raw_payload_json.
 
     payload: the whole `/uw` payload; its `alert` and the first of its
@@ -51,7 +53,7 @@ def option_trade(payload: dict) -> dict | None:
     return row
 
 
-def to_int(value) -> int | None:
+def to_int(value: Any) -> int | None:
     """As int() parses it; None where it does not, or where it has more than 64 bits."""
     try:
         number = int(value)
@@ -60,7 +62,7 @@ def to_int(value) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def to_float(value) -> float | None:
+def to_float(value: Any) -> float | None:
     """As float() parses it; None where it does not, or where it is not finite."""
     try:
         number = float(value)
@@ -69,7 +71,7 @@ def to_float(value) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _text(value) -> str | None:
+def _text(value: object) -> str | None:
     """What a TEXT column of SQLite made of it: numbers as text; lists and objects, which failed there, as JSON."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return None
@@ -80,7 +82,7 @@ def _text(value) -> str | None:
     return _written(value, json.dumps)
 
 
-def _written(value, write) -> str | None:
+def _written(value: object, write: Callable[[object], str]) -> str | None:
     """None where lists stand in each other too deep to be written."""
     try:
         return values.text(write(value))

@@ -4,6 +4,13 @@ Before a batch is appended, a note says how far the journal is in the files
 and how long each file was at that point.  After a crash the files are cut
 back to those lengths and the journal is read again from there.  The note is
 JSON: `{"journal": id, "position": number, "lengths": {path under DATA_DIR: bytes}}`.
+
+What would break, were it done otherwise: with lines written before the note, a
+crash between the two leaves lines that nobody knows to cut, and they come
+twice; with the note moved on before its lines are synced, the journal may let
+go of records whose lines a power cut takes; and with the lengths of a second
+append noted over those of the first, while the position has not moved, the cut
+would leave the first append's lines and write them again.
 """
 
 import contextlib
@@ -63,6 +70,7 @@ class GrowingFiles:
                 lengths[name] = min(_size(self.root / name), self._torn.get(name, sys.maxsize))
             except OSError as problem:
                 failed[name] = problem
+        # A file that the note already names keeps the length that belongs to the noted position.
         if lengths.keys() - self._lengths.keys():
             self._write_note({**lengths, **self._lengths})
         for name, before in lengths.items():

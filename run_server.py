@@ -3,7 +3,7 @@
 
 import sys
 
-from data_pipeline.application import main
+from data_pipeline.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["serve", *sys.argv[1:]]))

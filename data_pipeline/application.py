@@ -1,17 +1,17 @@
-"""`Application`: every part, built from the settings, started and stopped in order; signals; the command line."""
+"""`Application`: every part, built from the settings, started and stopped in order; signals."""
 
-import argparse
 import json
 import logging
 import os
 import resource
 import signal
-import sys
 import threading
 import time
+from typing import Any
 
-from data_pipeline import __version__, config
+from data_pipeline import BridgeError, config
 from data_pipeline.bridge import Bridge
+from data_pipeline.files import atomic
 from data_pipeline.history.command import DownloadRunner, Template
 from data_pipeline.http_server.connection import Limits
 from data_pipeline.http_server.pages import Pages
@@ -21,8 +21,6 @@ from data_pipeline.integrations.discord import Discord
 from data_pipeline.integrations.gexbot import GexBotClient, Poller, StatusRefresher
 from data_pipeline.operations import logs
 from data_pipeline.operations.watchdog import Watchdog
-from data_pipeline.repository.foreign_file import NotADatabase
-from data_pipeline.repository.journal import FolderInUse
 from data_pipeline.repository.repository import Repository
 
 log = logging.getLogger("webhook")
@@ -63,7 +61,7 @@ class Application:
             whole=settings.values == "own",
             rth=settings.poll_hours == "rth",
         )
-        self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.data_dir / "gex")
+        self.refresher = StatusRefresher(self.gexbot, settings.gex_status_symbols, settings.folder.views)
         limits = Limits(settings.max_body_bytes, settings.head_timeout, settings.body_timeout)
         self.server = BridgeServer(
             (settings.host, settings.port),
@@ -82,7 +80,7 @@ class Application:
         return DownloadRunner(Template.parse(self.settings.history_download_command), self.settings.root)
 
     def start(self) -> None:
-        """Take the data folder, bring the store back, answer.  Raises FolderInUse, NotADatabase, OSError."""
+        """Take the data folder, bring the store back, answer.  Raises BridgeError, OSError, RuntimeError."""
         self.repository.open()
         self.bridge.restore(self.settings.data_dir)
         self.server.start()
@@ -93,6 +91,7 @@ class Application:
             self.downloads.start()
         self.poller.start()
         if self.settings.gex_status_symbols:
+            atomic.clean(self.settings.folder.views, "*_gex_status.json.*")
             self.refresher.start()
         self.watchdog.start()
 
@@ -115,7 +114,7 @@ class Application:
         self.gexbot.close()
         return answered and flushed
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         """What every part counts; see README, `/status`."""
         return {
             "requests": self.server.counts(),
@@ -125,55 +124,65 @@ class Application:
             "refresher": self.refresher.stats(),
             "downloads": self.downloads.stats() if self.downloads is not None else {},
             "dashboard": self.bridge.dashboard.stats(),
+            "log": {"dropped": logs.dropped()},
         }
 
-    def _deliver(self, payload: dict) -> None:
+    def _deliver(self, payload: dict[str, Any]) -> None:
         """What the poller fetched comes in as any webhook does."""
         self.bridge.universal(json.dumps(payload).encode(), payload, "127.0.0.1", "GEXBotPoller")
 
 
+class CannotStart(BridgeError):
+    """The system does not give what the server needs: its address, a file, a thread."""
+
+
 def serve(settings: config.Settings) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code.  A second signal ends it at once."""
-    logs.configure(settings.debug, settings.log_json)
+    """Run until SIGTERM or SIGINT; returns the exit code.  A second signal ends it at once.
+
+    SIGHUP, which a terminal that closes sends, ends nothing.  Raises
+    BridgeError where it cannot start.
+    """
+    _open_standard_streams()
+    logs.configure(settings.level, settings.log_json)
     _raise_file_limit()
-    woken = threading.Event()
+    stopping = threading.Event()
     # The system may hand a signal to any thread; Python only takes note then, and a wait in this one would go on.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
-    def on_signal(number, frame):
-        if woken.is_set():
+    def on_signal(number: int, frame: object) -> None:
+        if stopping.is_set():
             os._exit(128 + number)
-        woken.set()
+        stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    signal.signal(signal.SIGHUP, lambda *_: None)
     try:
         application = Application(settings)
         application.start()
-    except config.ConfigError as problem:
-        return _wrong_setting(problem)
-    except (FolderInUse, NotADatabase) as problem:
-        return _cannot_start(str(problem))
     except OSError as problem:
-        return _cannot_start(f"{problem.filename or f'{settings.host}:{settings.port}'}: {problem.strerror or problem}")
-    while not woken.is_set():
-        os.read(wake_read, 1)
+        at = problem.filename or f"{settings.host}:{settings.port}"
+        raise CannotStart(f"cannot start: {at}: {problem.strerror or problem}") from problem
+    except RuntimeError as problem:  # no thread to be had
+        raise CannotStart(f"cannot start: {problem}") from problem
+    while not stopping.is_set():
+        if os.read(wake_read, 1) == bytes([signal.SIGHUP]):
+            log.info("SIGHUP is ignored; SIGTERM ends the bridge")
     log.info("Stopping GEX bridge")
     if not application.stop():
         log.warning("not everything was flushed in time; it is in the journal and is done at the next start")
     return 1 if application.repository.lost else 0
 
 
-def _cannot_start(reason: str) -> int:
-    print(f"gex-bridge: cannot start: {reason}", file=sys.stderr)
-    return 1
-
-
-def _wrong_setting(problem: config.ConfigError) -> int:
-    print(f"gex-bridge: {problem}", file=sys.stderr)
-    return 2
+def _open_standard_streams() -> None:
+    """Where one was closed at the start, the next file to be opened, a journal say, would take its place."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _raise_file_limit() -> None:
@@ -182,20 +191,3 @@ def _raise_file_limit() -> None:
     wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`run_server.py`: the original's command line."""
-    parser = argparse.ArgumentParser(
-        description="Run local GEXBot bridge server",
-        epilog=config.environment_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    config.add_flags(parser)
-    parser.add_argument("--version", action="version", version=f"gex-bridge {__version__}")
-    args = parser.parse_args(argv)
-    try:
-        settings = config.load(args)
-    except config.ConfigError as problem:
-        return _wrong_setting(problem)
-    return serve(settings)

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 
 from data_pipeline import BridgeError, __version__, config
 
@@ -29,7 +30,7 @@ COMMANDS = {
 }
 
 
-def parser(names=COMMANDS) -> argparse.ArgumentParser:
+def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The whole command line; `names` limits which subcommands are imported."""
     top = argparse.ArgumentParser(prog="gex-bridge", description="The GEX bridge and its tools")
     top.add_argument("--version", action="version", version=f"gex-bridge {__version__}")
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(wanted or COMMANDS).parse_args(argv)
     module = importlib.import_module(f"data_pipeline.commands.{COMMANDS[args.command]}")
     try:
-        return module.run(args, config.load(args))
+        code: int = module.run(args, config.load(args))
+        return code
     except BridgeError as problem:
         print(f"gex-bridge: {problem}", file=sys.stderr)
         return problem.exit_code

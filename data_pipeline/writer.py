@@ -1,8 +1,9 @@
 """The writer: the process that turns the journal into tables and files.
 
 The server starts it with a lower priority and talks to it over two pipes.
-Standard input: a number a line, up to which the journal is durable; `stop`
-for finish and exit; the end of input means that the server is gone.  Standard
+Standard input: the settings, a line of JSON; then a number a line, up to which
+the journal is durable; `stop` for finish and exit; the end of input means that
+the server is gone.  Standard
 output: a line of JSON with everybody's counts whenever they changed.
 Exit code 0: everything is in tables and files; 3: something is left in the
 journal, for the next start.
@@ -10,17 +11,19 @@ journal, for the next start.
 
 import argparse
 import fcntl
+import io
 import json
 import logging
 import os
+import pathlib
 import selectors
 import signal
 import sys
-import threading
 import time
 from functools import partial
+from typing import IO, Any
 
-from data_pipeline import config
+from data_pipeline.config import DataFolder, Settings
 from data_pipeline.files import atomic
 from data_pipeline.files.depth import DepthPersistor
 from data_pipeline.files.growing import GrowingFiles
@@ -41,11 +44,8 @@ log = logging.getLogger("webhook")
 NICENESS = 19
 HISTORY_SETTLE = 10.0  # s
 TICK = 0.5  # s, between two reports while there is something to do
-# Whatever nesting the server's parser let through must pass here as well.
-RECURSION_LIMIT = 50_000
 # s; DuckDB's calls give the interpreter away and want it back ten times a session, from a thread that parses.
 SWITCH_INTERVAL = 0.0005
-THREAD_STACK = 256 << 20  # bytes, of address space
 
 
 class Writer:
@@ -54,16 +54,16 @@ class Writer:
     end: number of its last record when the server opened it; durable: of the last one that is durable now.
     """
 
-    def __init__(self, settings: config.Settings, journal: str, end: int, durable: int):
+    def __init__(self, settings: Settings, journal: str, end: int, durable: int):
         self.settings = settings
-        self.folder = settings.data_dir / "journal"
+        self.folder = settings.folder.journal
         self.progress = DurablePosition(durable)
         self.aside = SetAside(self.folder / "set-aside.jsonl")
         cache = Cache()
         self.sources = sources = [
             JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)
         ]
-        lake = settings.data_dir / "lake"
+        lake = settings.folder.lake
         own = settings.values == "own"
         self.loader = Loader(
             Database(settings.database),
@@ -96,6 +96,7 @@ class Writer:
         if settings.archive_after_days:
             self.archive = NightlyArchive(settings.data_dir, settings.archive_after_days)
         self._reported = ""
+        self._untidy = ""  # why a part of the journal could not be let go of
         self._finishing = False
 
     def _near_the_loader(self) -> int:
@@ -109,11 +110,12 @@ class Writer:
         return position + Cache.SIZE // 2
 
     def start(self) -> None:
+        """Start every part on its threads."""
         for part in (self.depth, self.files, self.loader, self.history, self.archive):
             if part is not None:
                 part.start()
 
-    def run(self, words, report) -> int:
+    def run(self, words: io.FileIO, report: IO[bytes]) -> int:
         """Follow what `words` (a binary stream) says until `stop` or its end; returns the exit code."""
         os.set_blocking(words.fileno(), False)
         selector = selectors.DefaultSelector()
@@ -142,9 +144,16 @@ class Writer:
 
     def _tidy(self) -> None:
         """Let go of the part of the journal that is in the tables and in the files."""
-        segments.remove_consumed(self.folder, min(self.loader.safe, self.files.spots.noted, self.depth.files.noted))
+        done = min(self.loader.safe, self.files.spots.noted, self.depth.files.noted)
+        try:
+            segments.remove_consumed(self.folder, done)
+            self._untidy = ""
+        except OSError as problem:  # it only takes room; the next look tries again
+            if str(problem) != self._untidy:
+                self._untidy = str(problem)
+                log.error("a part of the journal that is done with cannot be removed: %s", ascii(self._untidy))
 
-    def _report(self, report) -> None:
+    def _report(self, report: IO[bytes]) -> None:
         line = json.dumps(self.stats())
         if line != self._reported:
             self._reported = line
@@ -154,7 +163,8 @@ class Writer:
             except BrokenPipeError:
                 log.debug("the server is gone")  # the end of standard input says so too
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
+        """What every part here counts."""
         parts = {
             "loader": self.loader,
             "files": self.files,
@@ -164,13 +174,17 @@ class Writer:
         }
         return {**{name: part.stats() for name, part in parts.items() if part}, "set_aside": self.aside.count}
 
-    def _finish(self, report) -> int:
-        """Do all that is in the journal.  The server ends this process where it takes too long."""
-        patience = 3600.0
-        self._finishing = True
+    def end_children(self) -> None:
+        """End the import and the archive run that go on; both are done again later."""
         for part in (self.history, self.archive):
             if part is not None:
                 part.stop(1.0)
+
+    def _finish(self, report: IO[bytes]) -> int:
+        """Do all that is in the journal.  The server ends this process where it takes too long."""
+        patience = 3600.0
+        self._finishing = True
+        self.end_children()
         self.progress.end()
         done = self.files.stop(patience) and self.depth.stop(patience)
         done = self.loader.stop(patience) and done
@@ -190,43 +204,67 @@ def find_last_link(database: Database) -> int:
         return 0
 
 
-def take_turn(folder) -> int:
+def answer_last_link(database: Database) -> dict[str, Any]:
+    """`last_link`, or the `problem` that keeps it from being read, in one line."""
+    try:
+        return {"last_link": find_last_link(database)}
+    except Exception as problem:  # whatever it is, the server cannot start, and says so
+        return {"problem": " ".join(f"{type(problem).__name__}: {problem}".split())[:500]}
+
+
+def take_turn(folder: pathlib.Path) -> int:
     """Wait until no other writer is on this journal (one whose server was killed may still end its session)."""
     fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("another writer is still on this journal; this one begins when it has ended")
+        fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 
 
+def make_ready(folder: DataFolder) -> None:
+    """Make the folders and clear them of what a crash left.
+
+    What lies in `gex/` itself is the status refresher's, which may be writing just now.
+    """
+    atomic.clean(folder.journal, "*.position.*")
+    for each in (folder.raw, folder.views, folder.depth):
+        atomic.make_folder(each)
+        atomic.fsync_folder(each.parent)
+    for each in (folder.raw, folder.depth, *filter(pathlib.Path.is_dir, folder.views.iterdir())):
+        atomic.clean(each)
+
+
 def main() -> int:
+    """The process; its settings come on standard input."""
     parser = argparse.ArgumentParser(prog="data_pipeline.writer", description="Started by the bridge, not by hand.")
     parser.add_argument("--journal", help="id of the journal")
     parser.add_argument("--end", type=int, default=0, help="number of its last record when the server opened it")
     parser.add_argument("--durable", type=int, default=0, help="number of the last one that is durable")
-    parser.add_argument("--last-link", action="store_true", help="print the highest id of the history queue")
-    config.add_flags(parser, only=("DATA_DIR", "debug"))
+    parser.add_argument("--last-link", action="store_true", help="say the highest id of the history queue")
     args = parser.parse_args()
-    settings = config.load(args)
-    logs.configure(settings.debug, settings.log_json)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # The server says when, over the pipe.  Not SIG_IGN, which the children would inherit.
+        signal.signal(number, lambda *_: None)
+    words = io.FileIO(0)  # unbuffered: what comes behind the settings stays in the pipe, where `run` waits for it
+    line = words.readline()
+    if not line:
+        return 3
+    settings = Settings.from_json(line)
+    logs.configure(settings.level, settings.log_json)
     if args.last_link:
-        print(find_last_link(Database(settings.database)))
+        print(json.dumps(answer_last_link(Database(settings.database))))
         return 0
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server says when, over the pipe
     os.nice(NICENESS)
-    sys.setrecursionlimit(RECURSION_LIMIT)
-    threading.stack_size(THREAD_STACK)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    turn = take_turn(settings.data_dir / "journal")
-    # Not before: the writer of a server that was killed may have just begun one.
-    atomic.clean(settings.data_dir / "journal", "*.position.*")
-    for folder in ("raw/gex", "gex", "depth"):
-        atomic.make_folder(settings.data_dir / folder)
-        atomic.fsync_folder((settings.data_dir / folder).parent)
-        atomic.clean(settings.data_dir / folder)
+    turn = take_turn(settings.folder.journal)
+    make_ready(settings.folder)  # not before: the writer of a server that was killed may have just begun a file
     writer = Writer(settings, args.journal, args.end, args.durable)
     writer.start()
-    code = writer.run(sys.stdin.buffer, sys.stdout.buffer)
-    sys.stdout.flush()
+    code = writer.run(words, sys.stdout.buffer)
+    writer.end_children()
+    logs.flush()
     os.close(turn)
     for source in writer.sources:
         source.attempts.retire()

@@ -25,9 +25,11 @@ SAMPLES = {
     "categories": ("full, zero", ("full", "zero")),
     "hours": ("rth", "rth"),
     "values": ("own", "own"),
+    "level": ("WARNING", "WARNING"),
 }
 WRONG = {
     "values": ["mine"],
+    "level": ["LOUD", "10", "info"],
     "hours": ["night", "RTH"],
     "categories": ["zero,two", ","],
     "symbols": ["spx", "SPX,../x", ","],
@@ -234,3 +236,40 @@ def test_help_has_every_setting_and_no_flag_that_is_none():
     assert {a.option_strings[0] for a in only._actions} == {"-h", "--data-dir"}
     with pytest.raises(SystemExit):
         only.parse_args(["--port", "1"])
+
+
+@pytest.mark.parametrize("name", ["DISCORD_CHANNEL_ID_2", "MAX_BODY_BYTES_OF_PROXY"])
+def test_a_setting_with_something_behind_it_is_another_programs_and_costs_one_line(tmp_path, caplog, name):
+    (tmp_path / ".env").write_text(f"{name}=hush\n")
+    assert load(tmp_path).port == 8877
+    if name == "DISCORD_CHANNEL_ID_2":
+        (line,) = caplog.messages
+        assert name in line and "DISCORD_CHANNEL_ID is one" in line and "hush" not in line
+
+
+@pytest.mark.parametrize("content", ["PORT=1\n".encode("utf-16"), "DATA_DIR=x\n".encode("utf-16-le"), b"A=\xff\xfe"])
+def test_an_env_file_that_is_no_utf_8_text_is_one_line_that_names_it(tmp_path, content):
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"\.env is not UTF-8 text; save it as UTF-8$"):
+        load(tmp_path)
+
+
+def test_an_env_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / ".env").write_text("HTTP_WORKERS=5\n", encoding="utf-8-sig")
+    assert loaded_by_a_process(tmp_path)["HTTP_WORKERS"] == 5
+
+
+def test_a_data_folder_with_a_question_mark_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="DATA_DIR must not hold a question mark"):
+        load(tmp_path, DATA_DIR="what?")
+
+
+def test_settings_travel_as_one_line_and_arrive_whole(tmp_path):
+    settings = load(tmp_path, GEX_STATUS_SYMBOLS="SPX,NDX", GEXBOT_API_KEY="k", HISTORY_DOWNLOAD_COMMAND="a\nb {id}")
+    line = settings.to_json()
+    assert "\n" not in line and config.Settings.from_json(line) == settings
+
+
+def test_debug_wins_over_the_level_of_the_log(tmp_path):
+    assert load(tmp_path, LOG_LEVEL="ERROR").level == "ERROR"
+    assert load(tmp_path, "--debug", LOG_LEVEL="ERROR").level == "DEBUG"

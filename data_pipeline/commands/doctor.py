@@ -323,7 +323,7 @@ def _clock(settings, replies: list) -> list[Line]:
     now = datetime.datetime.now(datetime.UTC)
     if now < BUILT:
         return [Line("FAIL", "clock", f"shows {now:%Y-%m-%d}", todo)]
-    latest = settings.data_dir / "raw" / "gex" / "latest.json"
+    latest = settings.folder.latest
     if latest.exists() and latest.stat().st_mtime > now.timestamp() + SKEW:
         return [Line("FAIL", "clock", f"shows {now:%Y-%m-%d %H:%M:%S} UTC, before the time of {latest.name}", todo)]
     for reply in replies:

@@ -66,7 +66,7 @@ def run(args, settings) -> int:
         finally:
             progress.close()
     if any(not one.get("error") and not one["known"] for one in said):
-        refresh(settings.database, settings.data_dir / "lake")
+        refresh(settings.database, settings.folder.lake)
     if args.json:
         print(json.dumps({"files": said}))
     elif not said:

@@ -66,12 +66,12 @@ def _show_files(args, settings) -> int:
 def _of_files(settings) -> dict:
     from data_pipeline.repository import journal, segments
 
-    folder = settings.data_dir / "journal"
+    folder = settings.folder.journal
     found = segments.list_segments(folder)
     journal_id, end, _ = journal.find_end(folder)
     latest = None
     with suppress(OSError, ValueError, AttributeError):
-        latest = len(json.loads((settings.data_dir / "raw" / "gex" / "latest.json").read_bytes()).keys())
+        latest = len(json.loads(settings.folder.latest.read_bytes()).keys())
     aside = folder / "set-aside.jsonl"
     return {
         "journal": {"position": end, "segments": len(found), "bytes": sum(path.stat().st_size for path in found)},

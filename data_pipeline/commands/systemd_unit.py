@@ -1,5 +1,6 @@
 """gex-bridge systemd-unit: a unit file for this installation, on standard output."""
 
+import argparse
 import os
 import pathlib
 import pwd
@@ -84,12 +85,14 @@ WantedBy=multi-user.target
 """
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whom it runs as, and the data folder."""
     parser.add_argument("--user", help=f"whom the service runs as (default: you, or {SERVICE_USER} for root)")
     config.add_flags(parser, only=("DATA_DIR",))
 
 
-def run(args, settings) -> int:
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Print it; what is left to be done goes to standard error."""
     you = pwd.getpwuid(os.getuid()).pw_name
     user = args.user or (SERVICE_USER if you == "root" else you)
     print(unit(settings, user), end="")
@@ -98,10 +101,10 @@ def run(args, settings) -> int:
     return 0
 
 
-def unit(settings, user: str, python: str = sys.executable) -> str:
+def unit(settings: config.Settings, user: str, python: str = sys.executable) -> str:
     """The unit's text; paths are this installation's, absolute."""
     script = settings.root / "run_server.py"
-    start = [python, str(script)] if script.is_file() else [python, "-m", "data_pipeline", "serve"]
+    start = [python, str(script)] if script.is_file() else [python, "-P", "-m", "data_pipeline", "serve"]
     paths = [pathlib.Path(python), pathlib.Path(python).resolve(), settings.root, settings.data_dir]
     hidden = any(p.is_relative_to(home) for p in paths for home in ("/home", "/root", "/run/user"))
     return UNIT.format(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
 from data_pipeline.payloads import times
@@ -24,9 +25,6 @@ from data_pipeline.payloads.values import number
 
 log = logging.getLogger("webhook")
 
-
-LATEST = "raw/gex/latest.json"
-SPOT_SERIES = "raw/gex/spot_series.jsonl"
 
 # Names of the max-change windows in the consolidated files, by their name in the combined view.
 CHANGE_WINDOWS = dict(zip((name for _, name in WINDOWS), ("current", "1m", "5m", "10m", "15m", "30m")))
@@ -130,7 +128,7 @@ class Views:
         """Begin with what `latest.json` said; a ticker whose own files are not whole gets them again."""
         for snapshot in tickers:
             self._texts[snapshot.ticker] = _entry(snapshot, self.own)
-            if not _is_whole(self.root / "gex" / folder_name(snapshot.ticker)):
+            if not _is_whole(DataFolder(self.root).views / folder_name(snapshot.ticker)):
                 self.update(snapshot, times.utc_now_text())
 
     def update(self, snapshot: TickerSnapshot, received: str) -> None:
@@ -163,14 +161,14 @@ class Views:
             self.current = False
         if not self.current and (last or self._clock() >= self._due):
             text = latest_json(self._texts).encode("ascii")
-            atomic.replace(self.root / LATEST, text)
+            atomic.replace(DataFolder(self.root).latest, text)
             self.current = True
             self._due = self._clock() + LARGE_PAUSE if len(text) > LARGE else 0.0
         self.written += len(self._pending) - len(left)
         self._pending, self._failing = left, set(left)
 
     def _write_ticker(self, snapshot: TickerSnapshot, received: str) -> None:
-        folder = self.root / "gex" / folder_name(snapshot.ticker)
+        folder = DataFolder(self.root).views / folder_name(snapshot.ticker)
         document = consolidated(snapshot, received, self.own)
         metadata = {
             "ticker": snapshot.ticker,
@@ -226,7 +224,7 @@ def read_latest(root: pathlib.Path) -> list[TickerSnapshot]:
 
     A file that is not readable as such is moved aside, and named in the log.
     """
-    path = root / LATEST
+    path = DataFolder(root).latest
     try:
         documents = json.loads(path.read_bytes())
         return [TickerSnapshot.from_document(ticker, document) for ticker, document in documents.items()]

@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 from data_pipeline.background import Background
+from data_pipeline.config import DataFolder
 from data_pipeline.files.depth import DepthEvent, DepthPersistor, depth_event
 from data_pipeline.files.growing import GrowingFiles
-from data_pipeline.files.views import SPOT_SERIES, Views, read_latest, spot_line
+from data_pipeline.files.views import Views, read_latest, spot_line
 from data_pipeline.payloads.records import Gex
 
 log = logging.getLogger("webhook")
@@ -55,10 +56,11 @@ class FilesWriter(Background):
                 count = self._step(last)
             except Exception as problem:
                 # One line, however long it lasts; the name of a temporary file is another one each time.
-                if (trouble := getattr(problem, "strerror", None) or str(problem)) != self.trouble:
+                trouble = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+                if trouble != self.trouble:
                     log.error(
                         "files cannot be written, they are behind the journal: %s",
-                        ascii(str(problem)),
+                        ascii(str(problem) or trouble),
                         exc_info=not isinstance(problem, OSError),
                     )
                 self.trouble = trouble
@@ -87,7 +89,7 @@ class FilesWriter(Background):
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
                 self.source.set_aside(number_, f"files: {type(problem).__name__}: {problem}")
         if spot_lines:
-            for problem in self.spots.append({SPOT_SERIES: b"".join(spot_lines)}).values():
+            for problem in self.spots.append({DataFolder.SPOT_SERIES: b"".join(spot_lines)}).values():
                 raise problem
             self.lines += len(spot_lines)
         if records:

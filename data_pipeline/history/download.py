@@ -24,6 +24,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from data_pipeline import __version__
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
 
@@ -67,7 +68,7 @@ class Limits(NamedTuple):
 
 def folder(data_dir: pathlib.Path, ticker: str, endpoint: str) -> pathlib.Path:
     """Where the files of a ticker and endpoint are kept."""
-    return data_dir / "source" / "gexbot" / folder_name(ticker) / folder_name(endpoint)
+    return DataFolder(data_dir).source / folder_name(ticker) / folder_name(endpoint)
 
 
 class Download:

@@ -6,11 +6,10 @@ import logging
 import os
 import pathlib
 import subprocess
-import sys
 import threading
 import time
 
-from data_pipeline.background import Background
+from data_pipeline.background import Background, child_command, child_environment
 from data_pipeline.history import download
 from data_pipeline.history.queue import Job
 from data_pipeline.lake.layout import LakeNameError, encoded
@@ -148,9 +147,7 @@ class HistoryImporter(Background):
         return self._import(file, job)
 
     def _import(self, file: pathlib.Path, job: Job) -> str | None:
-        command = [
-            sys.executable,
-            "-m",
+        command = child_command(
             "data_pipeline",
             "import",
             str(file.absolute()),
@@ -159,13 +156,12 @@ class HistoryImporter(Background):
             f"--data-dir={self._data_dir.absolute()}",
             "--json",
             "--background",
-        ]
-        package = pathlib.Path(__file__).resolve().parents[2]
+        )
         with self._lock:
             self._check_stop()
             child = self._child = subprocess.Popen(
                 command,
-                cwd=package,
+                env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from data_pipeline import BridgeError
+from data_pipeline.config import DataFolder
 from data_pipeline.lake import layout
 from data_pipeline.lake.layout import KINDS, LakeDamaged, LakeNameError, Partition
 from data_pipeline.lake.views import files, view_statements
@@ -70,7 +71,7 @@ def archive(
     DatabaseBusy, OSError; harmless to run again after either.
     """
     begun = time.monotonic()
-    root, result = data_dir / "lake", ArchiveResult()
+    root, result = DataFolder(data_dir).lake, ArchiveResult()
     before = (today or datetime.datetime.now(layout.UTC).date()) - datetime.timedelta(days=keep_days)
     with database.session(wait, checkpoint=False) as con:
         due, whole = _due(con, before, result)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import BridgeError
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
 from data_pipeline.lake import layout
 from data_pipeline.lake.history_pieces import Pieces
@@ -91,7 +92,7 @@ def import_file(
     leaves whole partitions only, and the same call finishes the job.
     """
     begun = time.monotonic()
-    path, root, ticker = pathlib.Path(path), pathlib.Path(data_dir) / "lake", ticker.upper()
+    path, root, ticker = pathlib.Path(path), DataFolder(pathlib.Path(data_dir)).lake, ticker.upper()
     result = ImportResult(path.name, ticker, endpoint)
     layout.encoded(ticker), layout.encoded(endpoint)
     told = progress or (lambda what, done, total: None)

@@ -1,13 +1,13 @@
 """Once a night: closed days of the live tables go to the lake, in a process of its own."""
 
 import logging
-import os
+import pathlib
 import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from data_pipeline.background import Background
+from data_pipeline.background import Background, child_command, child_environment
 
 log = logging.getLogger("webhook")
 
@@ -20,22 +20,14 @@ class NightlyArchive(Background):
     A run that is ended, or fails, loses nothing and is done again the next night.
     """
 
-    def __init__(self, data_dir, keep_days: int, now=datetime.now):
+    def __init__(self, data_dir: pathlib.Path, keep_days: int, now: Callable[[], datetime] = datetime.now):
         super().__init__("NightlyArchive")
-        self._command = [
-            sys.executable,
-            "-m",
-            "data_pipeline",
-            "archive",
-            "--keep-days",
-            str(keep_days),
-            "--json",
-            "--data-dir",
-            str(data_dir),
-        ]
+        self._command = child_command(
+            "data_pipeline", "archive", "--keep-days", str(keep_days), "--json", "--data-dir", str(data_dir)
+        )
         self._now = now
         self._lock = threading.Lock()  # guards `_child`
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[str] | None = None
         self._done = self._failed = 0
 
     def _wake(self) -> None:
@@ -43,7 +35,8 @@ class NightlyArchive(Background):
             if self._child is not None:
                 self._child.terminate()
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, int]:
+        """Runs by how they ended."""
         return {"done": self._done, "failed": self._failed}
 
     def _run(self) -> None:
@@ -57,7 +50,7 @@ class NightlyArchive(Background):
                 return -1
             try:
                 self._child = subprocess.Popen(
-                    self._command, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+                    self._command, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
                 )
             except OSError as problem:  # no memory or no process left, say
                 self._failed += 1

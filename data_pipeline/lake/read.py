@@ -10,7 +10,7 @@ import datetime
 import pathlib
 import time
 
-from data_pipeline import BridgeError
+from data_pipeline import BridgeError, config
 from data_pipeline.lake.layout import KINDS, UTC, Partition, partitions
 from data_pipeline.repository import schema
 
@@ -51,8 +51,6 @@ def _scan(kind: str, ticker, start, end, data_dir):
     from polars.io.plugins import register_io_source
 
     if data_dir is None:
-        from data_pipeline import config
-
         data_dir = config.load().data_dir
     data_dir = pathlib.Path(data_dir)
     wanted = _Wanted(ticker.upper() if ticker is not None else None, _seconds(start), _seconds(end))
@@ -105,12 +103,12 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
     # First the live rows, then the list of files: a day that is archived
     # meanwhile is in the lake before it leaves the tables, so it is seen once
     # or twice, and twice is sorted out here.
-    live = _live(kind, wanted, data_dir / "raw" / "gex" / "gex_history.duckdb", needed)
+    live = _live(kind, wanted, config.DataFolder(data_dir).database, needed)
     keys = None
     if live is not None:
         keys = live.select(_KEY).unique()
         yield live.lazy()
-    for partition, path in list(partitions(data_dir / "lake", kind, wanted.ticker)):
+    for partition, path in list(partitions(config.DataFolder(data_dir).lake, kind, wanted.ticker)):
         if not wanted.touches(partition):
             continue
         with open(path, "rb") as file:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
-from data_pipeline.files.views import LATEST, SPOT_SERIES, Views, read_latest
+from data_pipeline.files.views import Views, read_latest
 from data_pipeline.operations import rebuild
 from data_pipeline.operations.holders import bridge_running
 from data_pipeline.payloads import records, times
@@ -54,6 +55,7 @@ class Check:
     """One look at a data folder.  After `run`: `findings`, and `counts` by part.  For one thread."""
 
     def __init__(self, settings):
+        self.folder: DataFolder = settings.folder
         self.root: pathlib.Path = settings.data_dir
         self.database: pathlib.Path = settings.database
         self.running = bridge_running(self.root)
@@ -79,7 +81,7 @@ class Check:
         Raises FolderInUse while one runs, and OSError.
         """
         with ExitStack() as locks:
-            folder = self.root / "journal"
+            folder = self.folder.journal
             folder.mkdir(exist_ok=True)
             for name in ("lock", "writer.lock"):
                 _take(folder / name, locks)
@@ -103,7 +105,7 @@ class Check:
     # The journal
 
     def _check_journal(self) -> None:
-        folder = self.root / "journal"
+        folder = self.folder.journal
         self._check_temporary(folder)
         noted = min(self._read_note(folder / name) for name in NOTES)
         for attempt in range(ATTEMPTS):
@@ -220,11 +222,11 @@ class Check:
     def _check_files(self) -> None:
         for folder in ("raw/gex", "gex"):
             self._check_temporary(self.root / folder)
-        spots = self.root / SPOT_SERIES
+        spots = self.folder.spot_series
         lines = self._check_lines("files", spots) if spots.exists() else 0
         snapshots = self._check_latest()
         folders = 0
-        for folder in sorted((self.root / "gex").iterdir()) if (self.root / "gex").is_dir() else ():
+        for folder in sorted(self.folder.views.iterdir()) if self.folder.views.is_dir() else ():
             if folder.is_dir():
                 folders += 1
                 self._check_ticker(folder, snapshots.pop(folder.name, None))
@@ -232,14 +234,14 @@ class Check:
                 self._broken("files", folder, f"{problem}; the next refresh writes it anew")
         for name, snapshot in snapshots.items():
             if not self.running:
-                self._view_problem(self.root / "gex" / name, "the files of this ticker are missing", snapshot)
+                self._view_problem(self.folder.views / name, "the files of this ticker are missing", snapshot)
         self.counts["files"] = {"tickers": folders, "spot_lines": lines}
 
     def _check_latest(self) -> dict[str, TickerSnapshot]:
         """The tickers of latest.json by the names of their folders."""
-        path = self.root / LATEST
+        path = self.folder.latest
         if not path.exists():
-            if any((self.root / "gex").glob("*/snapshot.json")):
+            if any(self.folder.views.glob("*/snapshot.json")):
                 self._broken("files", path, "missing", "made from journal and tables", self._rebuild_latest)
             return {}
         try:
@@ -256,7 +258,7 @@ class Check:
             return {}
 
     def _rebuild_latest(self) -> None:
-        path = self.root / LATEST
+        path = self.folder.latest
         if path.exists():
             _move_aside(path)
         rebuild.latest_json(self.root, self.database)
@@ -311,7 +313,7 @@ class Check:
     # Depth
 
     def _check_depth(self) -> None:
-        folder = self.root / "depth"
+        folder = self.folder.depth
         self._check_temporary(folder)
         files = lines = 0
         for path in sorted(folder.glob("*/*.jsonl")):

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from data_pipeline.config import DataFolder
+
 PROC = pathlib.Path("/proc")
 
 
@@ -68,4 +70,4 @@ def command_of(pid: int) -> str:
 
 def bridge_running(data_dir: pathlib.Path) -> bool:
     """Whether a bridge runs on this data folder.  Only looks: taking the lock could refuse one that starts now."""
-    return bool(holders(data_dir / "journal" / "lock"))
+    return bool(holders(DataFolder(data_dir).journal / "lock"))

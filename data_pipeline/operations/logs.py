@@ -1,18 +1,23 @@
 """Log lines: the contract's format, one line a message, whatever a client sent.
 
 Also as JSON, one object a line, and with systemd's priorities where standard
-error goes to the journal.
+error goes to the journal.  Nobody waits for the log: see `LogThread`.
 """
 
 import json
 import logging
+import os
 import re
 import sys
+import threading
 import time
+from typing import Any, TextIO
 
 from data_pipeline.operations import systemd
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+QUEUE_BYTES = 4 << 20  # of lines that wait to be written
+FLUSH_TIME = 0.5  # s
 
 # Control characters, C1 ones too, line and paragraph separators, marks that turn the direction of
 # text, and lone surrogates, which no terminal or file takes.
@@ -24,7 +29,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 _DEBUG_PRIORITY = 7
 
 
-def escaped(text: str, unsafe: re.Pattern = _UNSAFE) -> str:
+def escaped(text: str, unsafe: re.Pattern[str] = _UNSAFE) -> str:
     r"""The text with what could break or forge a line as \n, \x1b, \u2028 …."""
     return unsafe.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
@@ -38,7 +43,7 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return escaped(super().formatMessage(record))
 
-    def formatException(self, info) -> str:
+    def formatException(self, info: Any) -> str:
         # The exception's text may be a client's, with line breaks that look like log lines.
         return _indented(escaped(super().formatException(info), _UNSAFE_IN_TRACEBACK))
 
@@ -49,7 +54,7 @@ class LineFormatter(logging.Formatter):
 class JournalFormatter(LineFormatter):
     """For journald, which has the time itself and reads `<N>` at the start of each line as its priority."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("%(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
@@ -79,24 +84,105 @@ def priority(level: int) -> int:
     return next((number for least, number in _PRIORITIES if level >= least), _DEBUG_PRIORITY)
 
 
-def configure(debug: bool, json_lines: bool, stream=None) -> None:
-    """All logging to `stream`, by default standard error; DEBUG where `debug`, else INFO.
+class LogThread(logging.Handler):
+    """Lines go to a file through a bounded queue and a thread of its own, so that nobody waits for who reads them.
 
-    debug is for the bridge's own logger: what libraries log at DEBUG, such as
-    addresses with keys in them, stays out.
+    fd: where to, None for nowhere.  Where the queue is full (nobody reads the
+    pipe, the terminal is stopped), or a write fails (the disk is full), lines
+    are dropped and counted in `dropped`; once lines get through again, one of
+    them says how many there were.
+    """
+
+    def __init__(self, fd: int | None, formatter: logging.Formatter):
+        super().__init__()
+        self.setFormatter(formatter)
+        self._fd = fd
+        self._changed = threading.Condition()  # guards what follows
+        self._lines: list[bytes] = []
+        self._waiting = 0  # bytes in `_lines`
+        self._busy = False
+        self.dropped = self._told = 0
+        # A daemon: at the end it may hang in a write that never comes back.
+        threading.Thread(target=self._run, name="Log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        except Exception:  # a message that does not fit its arguments costs a line, never the caller
+            line = escaped(f"a line that cannot be written: {record.msg!r}").encode() + b"\n"
+        with self._changed:
+            if self._lines and self._waiting + len(line) > QUEUE_BYTES:
+                self.dropped += 1
+                return
+            self._lines.append(line)
+            self._waiting += len(line)
+            if len(self._lines) == 1:
+                self._changed.notify_all()
+
+    def flush(self, timeout: float = FLUSH_TIME) -> None:
+        """Wait until everything is written, but not longer than `timeout` seconds; also called at exit."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._lines and not self._busy, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines)
+                lines, self._lines, self._waiting, self._busy = self._lines, [], 0, True
+            if self._write(b"".join(lines)):
+                if (lost := self.dropped - self._told) and self._write(self._say_dropped(lost)):
+                    self._told += lost
+            else:
+                with self._changed:
+                    self.dropped += len(lines)
+
+    def _write(self, content: bytes) -> bool:
+        rest = memoryview(content)
+        try:
+            while rest and self._fd is not None:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            return False
+        return self._fd is not None
+
+    def _say_dropped(self, count: int) -> bytes:
+        text = f"{count} lines of the log were dropped: nobody read them, or they could not be written"
+        record = logging.LogRecord("webhook", logging.WARNING, "", 0, text, None, None)
+        return (self.format(record) + "\n").encode()
+
+
+def configure(level: str, json_lines: bool, stream: TextIO | None = None) -> None:
+    """All logging to `stream` (one with a descriptor), by default standard error.
+
+    level: DEBUG, INFO …, the least that is written.  DEBUG is for the bridge's
+    own logger: what libraries log at DEBUG, such as addresses with keys in
+    them, stays out.
     """
     stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
-    if json_lines:
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(JournalFormatter() if systemd.under_journald(stream) else LineFormatter())
+    formatter: logging.Formatter = JsonFormatter()
+    if not json_lines:
+        formatter = JournalFormatter() if systemd.under_journald(stream) else LineFormatter()
     root = logging.getLogger()
     for old in root.handlers[:]:
+        old.flush()
         root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.getLogger("webhook").setLevel(logging.DEBUG if debug else logging.INFO)
+    # Python has no stream where the descriptor was closed at the start.
+    root.addHandler(LogThread(stream.fileno() if stream else None, formatter))
+    root.setLevel(max(logging.INFO, logging.getLevelName(level)))
+    logging.getLogger("webhook").setLevel(level)
+
+
+def flush() -> None:
+    """Wait a moment for what is logged to be written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def dropped() -> int:
+    """Lines that the log has lost since the start."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogThread))
 
 
 def _indented(text: str) -> str:

@@ -4,8 +4,8 @@ import json
 import pathlib
 from contextlib import suppress
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
-from data_pipeline.files.views import LATEST
 from data_pipeline.payloads import records
 from data_pipeline.payloads.store import KINDS, SnapshotStore, TickerSnapshot
 from data_pipeline.repository import segments
@@ -31,9 +31,9 @@ def latest_json(root: pathlib.Path, database: pathlib.Path) -> None:
     """
     store = SnapshotStore(TickerSnapshot)
     _from_tables(store, database)
-    _from_journal(store, root / "journal")
+    _from_journal(store, DataFolder(root).journal)
     documents = {snapshot.ticker: snapshot.document() for snapshot in store.tickers()}
-    atomic.replace(root / LATEST, json.dumps(documents, indent=2, sort_keys=True).encode("ascii"))
+    atomic.replace(DataFolder(root).latest, json.dumps(documents, indent=2, sort_keys=True).encode("ascii"))
 
 
 def _from_tables(store: SnapshotStore, path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ JOURNAL_STREAM.
 
 import os
 import socket
+from typing import IO, Any
 
 
 def notify(state: str) -> bool:
@@ -48,7 +49,7 @@ def watchdog_interval() -> float | None:
     return microseconds / 1e6 if microseconds > 0 else None
 
 
-def under_journald(stream) -> bool:
+def under_journald(stream: IO[Any] | None) -> bool:
     """Whether what is written to `stream` goes straight to the journal: it reads priorities, and has times itself.
 
     The variable is inherited by children too, whose output may go elsewhere,
@@ -56,7 +57,7 @@ def under_journald(stream) -> bool:
     """
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
-        found = os.fstat(stream.fileno())
-    except (OSError, ValueError, AttributeError):  # closed, or a stream without a descriptor
+        found = os.fstat(stream.fileno() if stream else -1)
+    except (OSError, ValueError):  # closed, or a stream without a descriptor
         return False
     return (device, inode) == (str(found.st_dev), str(found.st_ino))

@@ -3,6 +3,8 @@
 import logging
 import socket
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.operations import systemd
 
@@ -23,7 +25,7 @@ class Watchdog:
     disk that is full, is no reason to be started again.
     """
 
-    def __init__(self, address: tuple, stats):
+    def __init__(self, address: tuple[Any, ...], stats: Callable[[], dict[str, Any]]):
         self._address = address
         self._stats = stats
         self._limit = systemd.watchdog_interval()
@@ -31,6 +33,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="Watchdog", daemon=True)
 
     def start(self) -> None:
+        """Begin, where systemd is there.  Raises RuntimeError where the system gives no thread."""
         if systemd.is_there():
             self._thread.start()
 
@@ -44,12 +47,12 @@ class Watchdog:
         if not self._answers():
             return f"the server does not answer itself within {ANSWER_TIME:g} s"
         idle = self._stats()["loader"]["idle_seconds"]
-        if idle > self._limit:
+        if self._limit is not None and idle > self._limit:
             return f"records wait and the loader has tried nothing for {idle:.0f} s"
         return ""
 
     def _run(self) -> None:
-        while "position" not in self._stats()["loader"] or not self._answers():
+        while not self._is_ready():
             if self._stopping.wait(START_LOOK):
                 return
         systemd.notify("READY=1\nSTATUS=works")
@@ -65,6 +68,13 @@ class Watchdog:
             else:
                 systemd.notify("WATCHDOG=1\nSTATUS=works")
             self._stopping.wait(self._limit / 3)
+
+    def _is_ready(self) -> bool:
+        try:
+            return "position" in self._stats()["loader"] and self._answers()
+        except Exception as problem:  # a count that is not there yet, a folder that cannot be listed: look again
+            log.debug("not ready: %r", problem)
+            return False
 
     def _answers(self) -> bool:
         host, port = self._address[:2]

@@ -30,7 +30,7 @@ class Repository:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.folder: pathlib.Path = settings.data_dir / "journal"
+        self.folder: pathlib.Path = settings.folder.journal
         self.journal = Journal(self.folder)
         self.journal.last_link = lambda: self._last_link
         self._last_link = 0  # the last history-queue id given out; changed under the journal's lock

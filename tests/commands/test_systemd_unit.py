@@ -57,7 +57,7 @@ def test_the_unit_names_this_installation(settings):
 
 def test_without_a_checkout_the_unit_starts_the_module(tmp_path):
     text = systemd_unit.unit(config.load(root=tmp_path, environ={}), "trader", python="/opt/python")
-    assert "ExecStart=/opt/python -m data_pipeline serve\n" in text
+    assert "ExecStart=/opt/python -P -m data_pipeline serve\n" in text
 
 
 def test_the_command_prints_the_unit_and_keeps_its_remarks_apart(tmp_path):

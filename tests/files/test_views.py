@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic, views, writer
 from data_pipeline.files.depth import DepthPersistor
 from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.views import (
     LARGE,
-    LATEST,
-    SPOT_SERIES,
     Views,
     consolidated,
     latest_json,
@@ -26,6 +25,8 @@ from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers import strategies
 from tests.helpers.support import PATIENCE, eventually
+
+LATEST, SPOT_SERIES = DataFolder.LATEST, DataFolder.SPOT_SERIES
 
 AT = "2025-11-09T15:16:17.123456"
 NOW = f"{AT}+00:00"

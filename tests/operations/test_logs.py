@@ -21,9 +21,20 @@ def logging_as_before():
     root.handlers[:], root.level, webhook.level = before[0], before[1], before[2]
 
 
+class Out(io.FileIO):
+    """A file that the log goes to."""
+
+    def getvalue(self) -> str:
+        logs.flush()
+        self.seek(0)
+        return self.read().decode()
+
+
 @pytest.fixture
-def out() -> io.StringIO:
-    return io.StringIO()
+def out(tmp_path):
+    with Out(tmp_path / "log", "w+") as file:
+        yield file
+        logs.flush()
 
 
 def log(message: str, *args, **kwargs) -> None:
@@ -31,14 +42,14 @@ def log(message: str, *args, **kwargs) -> None:
 
 
 def test_a_line_has_the_contracts_format(out):
-    logs.configure(False, False, out)
+    logs.configure("INFO", False, out)
     log("Starting GEX bridge on %s:%s", "127.0.0.1", 8877)
     expected = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO Starting GEX bridge on 127\.0\.0\.1:8877\n"
     assert re.fullmatch(expected, out.getvalue())
 
 
 def test_what_a_client_sent_cannot_make_a_line_of_its_own(out):
-    logs.configure(False, False, out)
+    logs.configure("INFO", False, out)
     log('1.2.3.4 - "POST /gex\r\n2025-01-01 00:00:00,000 ERROR forged \x1b[31m\x9b\u2028\u202e\ud800 é" 202 -')
     (line,) = out.getvalue().splitlines()
     assert line.endswith(r'"POST /gex\r\n2025-01-01 00:00:00,000 ERROR forged \x1b[31m\x9b\u2028\u202e\ud800 é" 202 -')
@@ -56,7 +67,7 @@ def fail(text: str) -> None:
 
 
 def test_a_traceback_has_its_lines_and_none_that_looks_like_a_message(out):
-    logs.configure(False, False, out)
+    logs.configure("INFO", False, out)
     try:
         fail("one\n2025-01-01 00:00:00,000 INFO forged\x1b[0m")
     except ValueError:
@@ -68,7 +79,7 @@ def test_a_traceback_has_its_lines_and_none_that_looks_like_a_message(out):
 
 
 def test_json_lines_are_one_object_each(out):
-    logs.configure(False, True, out)
+    logs.configure("INFO", True, out)
     try:
         fail("one\ntwo")
     except ValueError:
@@ -82,18 +93,18 @@ def test_json_lines_are_one_object_each(out):
 
 
 def test_debug_is_for_the_bridge_and_not_for_libraries(out):
-    logs.configure(True, False, out)
+    logs.configure("DEBUG", False, out)
     logging.getLogger("webhook").debug("payload")
     logging.getLogger("urllib3").debug("GET /?key=secret")
     assert "payload" in out.getvalue() and "secret" not in out.getvalue()
-    logs.configure(False, False, out)
+    logs.configure("INFO", False, out)
     logging.getLogger("webhook").debug("second")
     assert "second" not in out.getvalue()
 
 
 def test_configuring_twice_logs_once(out):
-    logs.configure(False, False, out)
-    logs.configure(False, False, out)
+    logs.configure("INFO", False, out)
+    logs.configure("INFO", False, out)
     log("once")
     assert out.getvalue().count("once") == 1
 
@@ -104,7 +115,7 @@ import logging, os, sys
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 from data_pipeline.operations import logs
-logs.configure(True, False)
+logs.configure("DEBUG", False)
 logger = logging.getLogger("webhook")
 for level in ("debug", "info", "warning", "error", "critical"):
     getattr(logger, level)(level)

@@ -1,8 +1,11 @@
+import contextlib
 import io
 import json
 import logging
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.operations import logs
+from tests.helpers.support import PATIENCE, ROOT, eventually, raw_exchange, request, status_of
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +139,82 @@ except ZeroDivisionError:
         "<3>ERROR divided",
     ]
     assert len(lines) > 7 and all(line.startswith("<3>") for line in lines[5:])
+
+
+def test_when_nobody_reads_lines_are_dropped_and_the_next_ones_say_how_many():
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as nobody_reads:
+        logs.configure("INFO", False, nobody_reads)
+        lines = logs.QUEUE_BYTES // 1000 + 200
+        for _ in range(lines):
+            log("x" * 1000)
+        assert logs.dropped() > 0
+        with open(read, "rb", buffering=0) as reader:
+            seen = b""
+            while seen.count(b"INFO x") + logs.dropped() < lines:  # the last ones come behind the count
+                seen += reader.read(1 << 20)
+        assert f"WARNING {logs.dropped()} lines of the log were dropped".encode() in seen
+        logs.flush()
+
+
+def test_a_message_that_does_not_fit_its_arguments_is_a_line(out):
+    logs.configure("INFO", False, out)
+    log("%d records", "many")
+    assert "cannot be written: '%d records'" in out.getvalue()
+
+
+@pytest.mark.parametrize("level", ["WARNING", "ERROR"])
+def test_what_is_below_the_level_is_not_written(out, level):
+    logs.configure(level, False, out)
+    log("quiet")
+    logging.getLogger("library").info("quiet")
+    logging.getLogger("webhook").error("loud")
+    assert "quiet" not in out.getvalue() and "loud" in out.getvalue()
+
+
+def full_pipe() -> int:
+    _, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    return write
+
+
+def pipe_without_a_reader() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("standard_error", [full_pipe, pipe_without_a_reader, full_disk, None])
+def test_a_log_that_cannot_be_written_holds_up_no_request_and_no_stop(tmp_path, standard_error):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "run_server.py"), "--port", str(port), "--data-dir", str(tmp_path / "data")]
+    fd = standard_error() if standard_error else None
+    if fd is None:
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=fd, cwd="/")
+    try:
+        eventually(lambda: answers(port))
+        for number in range(1200):
+            assert status_of(raw_exchange(port, request("/uw", b'{"n": %d}' % number))) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        if fd is not None:
+            os.close(fd)
+
+
+def answers(port: int) -> bool:
+    try:
+        return status_of(raw_exchange(port, b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")) == 200
+    except OSError:
+        return False

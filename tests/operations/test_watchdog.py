@@ -110,3 +110,20 @@ def test_without_systemd_there_is_no_thread(monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     Watchdog(("127.0.0.1", 1), dict).start()
     assert "Watchdog" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_counts_that_cannot_be_had_yet_only_put_ready_off(tmp_path, systemd, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    looks = iter([OSError("no such folder"), {}])
+
+    def stats():
+        found = next(looks, {"loader": {"position": 0}})
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    with RunningBridge(tmp_path / "data") as bridge:
+        watchdog = Watchdog(("127.0.0.1", bridge.port), stats)
+        watchdog.start()
+        eventually(lambda: systemd.hears("READY=1"))
+        watchdog.stop()

@@ -10,6 +10,7 @@ journal, for the next start.
 """
 
 import argparse
+import contextlib
 import fcntl
 import io
 import json
@@ -43,6 +44,7 @@ log = logging.getLogger("webhook")
 
 NICENESS = 19
 HISTORY_SETTLE = 10.0  # s
+QUIET_WAIT = 3.0  # s that the writer of a server that was killed may take to end without a word about it
 TICK = 0.5  # s, between two reports while there is something to do
 # s; DuckDB's calls give the interpreter away and want it back ten times a session, from a thread that parses.
 SWITCH_INTERVAL = 0.0005
@@ -215,11 +217,14 @@ def answer_last_link(database: Database) -> dict[str, Any]:
 def take_turn(folder: pathlib.Path) -> int:
     """Wait until no other writer is on this journal (one whose server was killed may still end its session)."""
     fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.warning("another writer is still on this journal; this one begins when it has ended")
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    until = time.monotonic() + QUIET_WAIT
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        time.sleep(0.02)
+    log.warning("another writer is still on this journal; this one begins when it has ended")
+    fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 
 

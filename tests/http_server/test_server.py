@@ -419,7 +419,7 @@ def test_the_deepest_payload_that_is_taken_comes_back_after_a_restart(tmp_path):
         return b'{"ticker":"SPX","kind":"snapshot","data":{"timestamp":1,"x":' + b"[" * depth + b"]" * depth + b"}}"
 
     with RunningBridge(tmp_path / "data") as bridge:
-        depth = next(d for d in range(1000, 0, -1) if bridge.post("/gex", nested(d)) == 202)
+        depth = next(d for d in range(64, 0, -1) if bridge.post("/gex", nested(d)) == 202)
         assert bridge.stop() == 0
     with bridge:
         assert bridge.post("/gex", {"ticker": "SPX", "kind": "majors", "data": {"spot": 2}}) == 202

@@ -1,9 +1,7 @@
 """A history file into the lake: a day of 23,400 snapshots in some seconds, in memory that does not grow with it.
 
-The file is cut into pieces (`history_shapes`), two threads turn them into rows
-(`history_records`), which are put aside in temporary files; then each day is merged
-into the lake (`lake/write.py`).  It takes all of two cores and half a
-gigabyte, so it is meant for a process of its own.
+`history_records` makes rows of the file, which are put aside in temporary files; then each day is merged into the
+lake (`lake/write.py`).  It takes all of two cores and half a gigabyte, so it is meant for a process of its own.
 """
 
 import datetime
@@ -11,10 +9,9 @@ import hashlib
 import json
 import pathlib
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,16 +19,19 @@ import pyarrow.compute as pc
 from data_pipeline import BridgeError
 from data_pipeline.config import DataFolder
 from data_pipeline.files import atomic
-from data_pipeline.lake import layout
-from data_pipeline.lake.history_pieces import Pieces
-from data_pipeline.lake.history_rows import NotAllJson, Parser
+from data_pipeline.lake import history_records, history_slow, layout
+from data_pipeline.lake.history_records import NotTaken
 from data_pipeline.lake.layout import Partition
 from data_pipeline.lake.write import merge
 from data_pipeline.repository import schema
 
-# Of the DuckDB of each thread; a piece takes far less.
-MEMORY_LIMIT = "300MB"
-THREADS = 2
+# Records of one file, of which a number and a time each are in memory: two months of seconds.
+RECORDS_LIMIT = 5_000_000
+
+# What other programs pack: never JSON, whatever may be found inside.
+_PACKED = {b"PK": "zip", b"BZ": "bzip2", b"\xfd7": "xz", b"7z": "7-Zip", b"\x28\xb5": "zstd"}
+
+Told = Callable[[str, int, int], object]
 
 # Bad records that are described; all are counted.
 PROBLEMS_NAMED = 5
@@ -45,8 +45,9 @@ class ImportFailed(BridgeError):
 class ImportResult:
     """What an import did.
 
-    records: in the file; bad: of them, skipped; problems: what was wrong with
-    the first few; snapshots: rows of the file in the lake (records of one
+    records: in the file; bad: of them, skipped; foreign: of them, imported
+    though they name another ticker; problems: what was wrong with the first
+    few; snapshots: rows of the file in the lake (records of one
     second count once); strikes: likewise; days: partitions touched, ISO;
     known: the same file was imported before, and nothing was done.
     """
@@ -56,6 +57,8 @@ class ImportResult:
     endpoint: str
     records: int = 0
     bad: int = 0
+    foreign: int = 0
+    foreign_ticker: str = ""
     snapshots: int = 0
     strikes: int = 0
     days: list[str] = field(default_factory=list)
@@ -65,11 +68,15 @@ class ImportResult:
 
     @property
     def trouble(self) -> str:
-        """One line about the bad records; empty where there are none."""
-        if not self.bad:
-            return ""
-        more = "; …" if self.bad > len(self.problems) else ""
-        return f"{self.bad} of {self.records} records skipped: {'; '.join(self.problems)}{more}"
+        """One line about bad records and such of another ticker; empty where there are none."""
+        said = []
+        if self.bad:
+            more = "; …" if self.bad > len(self.problems) else ""
+            said.append(f"{self.bad} of {self.records} records skipped: {'; '.join(self.problems)}{more}")
+        if self.foreign:
+            name = ascii(self.foreign_ticker[:40])
+            said.append(f"{self.foreign} of {self.records} records name another ticker, as {name}")
+        return "; ".join(said)
 
 
 def import_file(
@@ -77,19 +84,21 @@ def import_file(
     ticker: str,
     endpoint: str,
     data_dir: pathlib.Path,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
     again: bool = False,
+    max_bytes: int = 4 << 30,
 ) -> ImportResult:
     """Put the records of a history file into the lake below `data_dir`.
 
     progress: called with what is being done ("reading", "writing"), how much
     of it is done, and how much there is (bytes, strikes).  again: also when
-    the same content was imported for this ticker and endpoint before.  Where
+    the same content was imported for this ticker and endpoint before.
+    max_bytes: of the file when unpacked, and of its rows put aside.  Where
     the lake has the same key already, the file's record replaces it.
 
-    Raises ImportFailed where no record is good, LakeNameError for a ticker or
-    endpoint that cannot be a folder, LakeDamaged, OSError.  Interrupted at any point, it
-    leaves whole partitions only, and the same call finishes the job.
+    Raises ImportFailed where no record is good or the file is too large,
+    LakeNameError for a ticker or endpoint that cannot be a folder,
+    LakeDamaged, OSError.  Interrupted at any point, it leaves whole partitions only, and the same call finishes the job.
     """
     begun = time.monotonic()
     path, root, ticker = pathlib.Path(path), DataFolder(pathlib.Path(data_dir)).lake, ticker.upper()
@@ -97,14 +106,13 @@ def import_file(
     layout.encoded(ticker), layout.encoded(endpoint)
     told = progress or (lambda what, done, total: None)
     told("reading", 0, path.stat().st_size)
+    _check(path, max_bytes)
     note = _note(path, root, ticker, endpoint)
     if not again and _imported(note, root, ticker, endpoint):
         result.known = True
         return result
     with layout.scratch(root) as scratch:
-        rows = _Rows(scratch, result)
-        _read(path, rows, result, told)
-        rows.close()
+        rows = _read(path, scratch, result, max_bytes, told)
         _merge_days(root, rows, result, told)
     days = {"file": path.name, "days": result.days}
     atomic.replace(note, json.dumps(days).encode())
@@ -112,49 +120,51 @@ def import_file(
     return result
 
 
-def _read(path: pathlib.Path, rows: "_Rows", result: ImportResult, told: Callable) -> None:
-    """Put the rows of all records aside, in the order of the file."""
+def _check(path: pathlib.Path, max_bytes: int) -> None:
+    """Raises ImportFailed for what is no history file, and for one that is too large when it is unpacked."""
+    with open(path, "rb") as file:
+        packed = _PACKED.get(file.read(2))
+    if packed:
+        raise ImportFailed(f"a {packed} file; unpack it, and import what is inside")
     size = path.stat().st_size
-    pieces = Pieces(path)
-    try:
-        for records, strikes in _parsed(pieces):
-            _count(records, result)
-            rows.add("snapshots", records.filter(records["timestamp"].is_valid()))
-            rows.add("strikes", strikes)
-            told("reading", pieces.read, size)
-    finally:
-        pieces.close()
-    if result.bad == result.records:
-        raise ImportFailed(result.trouble or "no records in the file")
+    if size > max_bytes or history_slow.is_gzip(path) and history_slow.unpacked_more_than(path, max_bytes):
+        raise ImportFailed(f"more than the {max_bytes} bytes that HISTORY_MAX_BYTES allows, unpacked")
 
 
-def _parsed(pieces: Pieces):
-    """The rows of each piece, in order, made by THREADS threads some pieces ahead."""
-    parser, first = Parser(MEMORY_LIMIT), 1
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="history-parse") as pool:
-        source, waiting = iter(pieces), deque()
-        while True:
-            while len(waiting) <= THREADS and (piece := next(source, None)) is not None:
-                waiting.append((piece, pool.submit(parser.rows, piece, first)))
-                first += len(piece.records)
-            if not waiting:
-                return
-            try:
-                done = waiting[0][1].result()
-            except NotAllJson:
-                # Cut this piece and all after it again: where it ends is as doubtful as what is in it.
-                pieces.redo([piece for piece, _ in waiting])
-                first -= sum(len(piece.records) for piece, _ in waiting)
-                source = iter(pieces)
-                waiting.clear()
-                continue
-            waiting.popleft()
-            yield done
+def _read(path: pathlib.Path, scratch: pathlib.Path, result: ImportResult, max_bytes: int, told: Told) -> "_Rows":
+    """The rows of all records, put aside; DuckDB's reader first, the exact one where that does not take the file."""
+    for reader in (history_records.fast, history_records.slow):
+        result.records = result.bad = result.foreign = 0
+        result.problems.clear()
+        rows = _Rows(scratch, result, max_bytes)
+        try:
+            for some in reader(path):
+                _count(some.records, result)
+                rows.add(some)
+                told("reading", min(rows.size, path.stat().st_size), path.stat().st_size)
+            if result.bad == result.records:
+                if reader is history_records.fast:
+                    continue
+                raise ImportFailed(result.trouble or "no records in the file")
+            told("reading", path.stat().st_size, path.stat().st_size)
+            rows.finish()
+            return rows
+        except NotTaken:
+            continue
+        finally:
+            rows.close()
+    raise ImportFailed("no records in the file")
 
 
-def _count(records, result: ImportResult) -> None:
-    """Count the records of a piece, and describe the first bad ones."""
+def _count(records: pa.Table, result: ImportResult) -> None:
+    """Count the records of a piece, and describe the first bad ones.  Raises ImportFailed for too many."""
     result.records += records.num_rows
+    if result.records > RECORDS_LIMIT:
+        raise ImportFailed(f"more than {RECORDS_LIMIT:,} records; split the file")
+    foreign = records.filter(pc.and_(records["timestamp"].is_valid(), pc.not_equal(records["named"], result.ticker)))
+    result.foreign += foreign.num_rows
+    if foreign.num_rows and not result.foreign_ticker:
+        result.foreign_ticker = foreign["named"][0].as_py()
     if not records["timestamp"].null_count:
         return
     result.bad += records["timestamp"].null_count
@@ -162,7 +172,7 @@ def _count(records, result: ImportResult) -> None:
         if row["timestamp"] is not None or len(result.problems) >= PROBLEMS_NAMED:
             continue
         if not row["is_json"]:
-            what = "not JSON"
+            what = f"not JSON, or longer than {history_slow.RECORD_LIMIT >> 20} MiB with its rows"
         elif not row["is_object"]:
             what = "not an object"
         elif row["given"] is None:
@@ -179,7 +189,7 @@ class _Rows:
     many strikes this has.
     """
 
-    def __init__(self, scratch: pathlib.Path, result: ImportResult):
+    def __init__(self, scratch: pathlib.Path, result: ImportResult, max_bytes: int):
         now = datetime.datetime.now(layout.UTC).strftime("%Y-%m-%d %H:%M:%S")
         self._same = {
             "ticker": result.ticker,
@@ -190,31 +200,44 @@ class _Rows:
             "updated_at": now,
         }
         self._files = {kind: _Aside(scratch / f"{kind}.arrow") for kind in layout.KINDS}
-        self._records, self._counts = [], []
-        self.times = None
+        self._max_bytes = max_bytes
+        self._records: list[pa.Table] = []
+        self._counts: list[pa.Table] = []
+        self.times: pa.Table = None
 
-    def add(self, kind: str, table: pa.Table) -> None:
-        self._files[kind].add(table)
-        if kind == "snapshots":
-            self._records.append(table.select(["n", "timestamp"]))
-        else:
-            distinct = table.group_by(["n", "strike"]).aggregate([])
-            self._counts.append(distinct.group_by("n").aggregate([([], "count_all")]))
+    @property
+    def size(self) -> int:
+        """Bytes put aside."""
+        return sum(file.size for file in self._files.values())
+
+    def add(self, some: history_records.Rows) -> None:
+        """Raises ImportFailed where so much is aside that the disk may fill."""
+        good = some.records.filter(some.records["timestamp"].is_valid())
+        self._files["snapshots"].add(good)
+        self._files["strikes"].add(some.strikes)
+        if self.size > self._max_bytes:
+            raise ImportFailed(f"its rows are more than the {self._max_bytes} bytes that HISTORY_MAX_BYTES allows")
+        self._records.append(good.select(["n", "timestamp"]))
+        self._counts.append(some.counts)
 
     def close(self) -> None:
-        """No more rows come; `times` is known now."""
         for file in self._files.values():
             file.close()
+
+    def finish(self) -> None:
+        """No more rows come; `times` is known now."""
+        self.close()
         last = pa.concat_tables(self._records).group_by("timestamp").aggregate([("n", "max")])
         last = last.rename_columns(["timestamp", "n"])
-        counts = pa.concat_tables(self._counts).rename_columns(["n", "strikes_count"])
-        times = last.join(counts, "n")
+        times = last.join(pa.concat_tables(self._counts), "n")
         self.times = times.set_column(2, "strikes_count", times["strikes_count"].fill_null(0)).sort_by("timestamp")
+        self._records, self._counts = [], []
 
     def between(self, kind: str, start: int, end: int) -> pa.Table:
         """The rows of [start, end) with the columns of the live table."""
-        table = self._files[kind].between(start, end)
-        table = table.filter(pc.is_in(table["n"], self.times["n"].combine_chunks()))
+        inside = (pc.field("timestamp") >= start) & (pc.field("timestamp") < end)
+        # Of a second that many records name, only the last one's rows are taken into memory.
+        table = self._files[kind].between(start, end, pc.unique(self.times.filter(inside)["n"]))
         if kind == "snapshots":
             table = table.join(self.times.select(["n", "strikes_count"]), "n")
         columns = schema.columns(layout.KINDS[kind])
@@ -223,15 +246,23 @@ class _Rows:
 
 
 class _Aside:
-    """Tables in an Arrow file, and the times that each spans."""
+    """Tables in an Arrow file, packed, and the times that each spans."""
 
     def __init__(self, path: pathlib.Path):
-        self._path, self._writer, self._spans = path, None, []
+        self._path = path
+        self._writer: Any = None
+        self._spans: list[tuple[int, int]] = []
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size if self._writer is not None else 0
 
     def add(self, table: pa.Table) -> None:
         if self._writer is None:
             self._schema = table.schema
-            self._writer = pa.ipc.new_file(self._path, table.schema)
+            # Packed: rows of zeros are sixteen times the text that they came in.
+            packed = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writer = pa.ipc.new_file(self._path, table.schema, options=packed)
         for batch in table.combine_chunks().to_batches():
             reach = pc.min_max(batch["timestamp"]).as_py()
             self._spans.append((reach["min"], reach["max"]))
@@ -242,15 +273,19 @@ class _Aside:
             self._writer.close()
             self._writer = None
 
-    def between(self, start: int, end: int) -> pa.Table:
+    def between(self, start: int, end: int, numbers: pa.Array) -> pa.Table:
+        """The rows of these records, all of which are of [start, end)."""
+        found = []
         with pa.OSFile(str(self._path)) as file:
             reader = pa.ipc.open_file(file)
-            found = [reader.get_batch(i) for i, (low, high) in enumerate(self._spans) if low < end and high >= start]
-        table = pa.Table.from_batches(found, self._schema)
-        return table.filter((pc.field("timestamp") >= start) & (pc.field("timestamp") < end))
+            for i, (low, high) in enumerate(self._spans):
+                if low < end and high >= start:
+                    batch = reader.get_batch(i)
+                    found.append(batch.filter(pc.is_in(batch["n"], numbers)))
+        return pa.Table.from_batches(found, self._schema)
 
 
-def _merge_days(root: pathlib.Path, rows: _Rows, result: ImportResult, told: Callable) -> None:
+def _merge_days(root: pathlib.Path, rows: _Rows, result: ImportResult, told: Told) -> None:
     result.snapshots, result.strikes = rows.times.num_rows, pc.sum(rows.times["strikes_count"]).as_py()
     written = 0
 
@@ -284,6 +319,6 @@ def _imported(note: pathlib.Path, root: pathlib.Path, ticker: str, endpoint: str
     return all(layout.file_of(root, "snapshots", Partition(ticker, endpoint, day)).exists() for day in days)
 
 
-def as_json(result: ImportResult) -> dict:
+def as_json(result: ImportResult) -> dict[str, Any]:
     """The result as JSON-ready names and values."""
     return {**asdict(result), "seconds": round(result.seconds, 3)}

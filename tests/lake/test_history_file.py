@@ -3,12 +3,15 @@
 import datetime
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
+import zipfile
 
 import polars as pl
 import pytest
 
-from data_pipeline.lake import LakeNameError, history_pieces, scan_snapshots, scan_strikes
+from data_pipeline.lake import LakeNameError, history_slow, scan_snapshots, scan_strikes
 from data_pipeline.lake.history_file import ImportFailed, import_file
 from tests.helpers.history_files import DAY_START, day, record
 
@@ -176,6 +179,7 @@ def test_ragged_strikes_keep_what_is_good_in_them(tmp_path):
         3.0: (None, 5.0, None, None, None, None),
         4.0: (None, 4.0, 1.0, None, 3.0, None),
         5.0: (50.0, 5.0, 1.0, 2.0, 3.0, 5.0),
+        8.0: (None, None, None, None, None, None),
         10.0: (2.0, None, None, None, None, None),
         11.0: (110.0, 1.0, None, None, None, None),
         12.0: (1.0, 1.0, None, None, None, None),
@@ -183,8 +187,8 @@ def test_ragged_strikes_keep_what_is_good_in_them(tmp_path):
     }
     assert found[5.0]["history_json"] == "[1, 2, 3, 4, 5, 6]" and found[3.0]["history_json"] is None
     assert json.loads(found[13.0]["history_json"]) == ["a,b", 1]
-    assert [r["strikes_count"] for r in rows(scan_snapshots, tmp_path)] == [9, 0]
-    assert (result.snapshots, result.strikes) == (2, 9)
+    assert [r["strikes_count"] for r in rows(scan_snapshots, tmp_path)] == [10, 0]
+    assert (result.snapshots, result.strikes) == (2, 10)
 
 
 BAD = {
@@ -291,9 +295,10 @@ def test_a_second_file_of_a_day_is_merged_and_its_records_win(tmp_path):
 
 
 def test_a_file_of_many_pieces_loses_and_doubles_nothing(tmp_path, monkeypatch):
-    from data_pipeline.lake import history_pieces, write
+    from data_pipeline.lake import history_records, write
 
-    monkeypatch.setattr(history_pieces, "PIECE", 4000)
+    monkeypatch.setattr(history_records, "PIECE", 4000)
+    monkeypatch.setattr(history_slow, "BLOCK", 4000)
     monkeypatch.setattr(write, "ROWS_AT_ONCE", 50)
     chains = day(300)
     for i, text in enumerate((json.dumps(chains), "\n".join(map(json.dumps, chains)), json.dumps(chains, indent=1))):
@@ -309,24 +314,17 @@ def test_a_file_of_many_pieces_loses_and_doubles_nothing(tmp_path, monkeypatch):
 
 def cut(tmp_path, content: bytes) -> list:
     """All records of a file, cut one by one."""
-    pieces = history_pieces.Pieces(put(tmp_path, content))
-    pieces.redo([])
-    found = [record for piece in pieces for record in piece.records]
-    pieces.close()
-    return found
+    return list(history_slow.records(put(tmp_path, content)))
 
 
 def test_a_record_without_an_end_takes_no_more_memory_than_the_longest_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(history_pieces, "PIECE", 10_000)
-    monkeypatch.setattr(history_pieces, "RECORD_LIMIT", 10_000)
+    monkeypatch.setattr(history_slow, "BLOCK", 10_000)
+    monkeypatch.setattr(history_slow, "RECORD_LIMIT", 10_000)
     good = b'{"a": 1}'
     for endless in (b'{"a": "' + b"a" * 5_000_000, b'{"a": "' + "é".encode() * 2_000_000, b"[" * 3_000_000):
         file = put(tmp_path, gzip.compress(good + b"\n" + endless + b"\n" + good))
         tracemalloc.start()
-        pieces = history_pieces.Pieces(file)
-        pieces.redo([])
-        assert [record for piece in pieces for record in piece.records] == [good, None, good]
-        pieces.close()
+        assert list(history_slow.records(file)) == [good, None, good]
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         tracemalloc.stop()
 
@@ -346,19 +344,6 @@ def test_a_record_without_an_end_takes_no_more_memory_than_the_longest_one(tmp_p
 def test_damage_of_any_kind_takes_a_time_that_grows_with_the_file_alone(tmp_path, content, bad):
     found = cut(tmp_path, content)  # with the square of it, hours
     assert bad is None or found.count(None) == bad
-    pieces = history_pieces.Pieces(put(tmp_path, content))
-    assert sum(len(piece.records) for piece in pieces)
-    pieces.close()
-
-
-def test_what_follows_a_piece_that_ends_with_its_record_is_read_after_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(history_pieces, "PIECE", 4096)
-    lines = b'{"a":1}\n' * 1023 + b'{"a":x}\n' + b'{"b":2}\n' * 100
-    pieces = history_pieces.Pieces(put(tmp_path, lines))
-    pieces.redo([next(iter(pieces))])
-    found = [record for piece in pieces for record in piece.records]
-    pieces.close()
-    assert len(found) == 1124 and found.count(b'{"b":2}') == 100
 
 
 def test_progress_ends_at_the_whole(tmp_path):
@@ -366,3 +351,77 @@ def test_progress_ends_at_the_whole(tmp_path):
     imported(tmp_path, SHAPES["an array"], progress=lambda *step: seen.append(step))
     assert seen[0][:2] == ("reading", 0) and seen[-1] == ("writing", 15, 15)
     assert any(what == "reading" and done == whole for what, done, whole in seen)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"strikes": [{"strike": 6890, "gex_vol": 11.25, "gex_oi": 22.5, "own": "kept"}]},
+        {"strikes": [[6890, 1, 2, [1, 2, 3, 4, 5], "0dte", 99.5]]},
+        {"strikes": [["6900C", 3, 4, [1]]]},
+        {"strikes": [[6910, 5, 6, 1, 2, 3, 4, 5]]},
+        {"strikes": [[6910, "much", 6]]},
+        {"strikes": [[6910, 1, 2], [6910, 3, 4]]},
+        {"strikes": {"6910": 5}},
+        {"max_priors": {"current": [7140, 17.5]}},
+        {"book": {"strikes": [[1, 2, 3]], "of": "somebody"}},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_what_has_no_column_of_its_own_stays_in_the_raw_payload(tmp_path, odd, indent):
+    imported(
+        tmp_path, json.dumps([record(DAY_START), record(DAY_START + 1) | odd, record(DAY_START + 2)], indent=indent)
+    )
+    raws = [json.loads(row["raw_payload_json"]) for row in rows(scan_snapshots, tmp_path)]
+    ((key, value),) = odd.items()
+    assert raws[1][key] == value
+    assert not {"strikes", "max_priors"} & (raws[0].keys() | raws[2].keys())
+
+
+def test_strikes_that_are_objects_have_rows(tmp_path):
+    strikes = [{"strike": 6890, "gex_vol": 11.25, "gex_oi": 22.5, "priors": [1, 2]}, [6900, 1, 2], {"gex_vol": 1}]
+    result = imported(tmp_path, json.dumps([record(DAY_START) | {"strikes": strikes}]))
+    found = [(r["strike"], r["gamma_now"], r["vanna"], r["gamma_5m"]) for r in rows(scan_strikes, tmp_path)]
+    assert found == [(6890.0, 11.25, 22.5, 2.0), (6900.0, 1.0, 2.0, None)] and result.strikes == 2
+
+
+def test_records_of_another_ticker_are_imported_and_counted(tmp_path):
+    chains = [record(DAY_START), record(DAY_START + 1) | {"ticker": "ndx"}, record(DAY_START + 2) | {"ticker": None}]
+    result = imported(tmp_path, json.dumps(chains))
+    assert (result.snapshots, result.bad, result.foreign) == (3, 0, 1)
+    assert result.trouble == "1 of 3 records name another ticker, as 'NDX'"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_is_never_taken_for_json(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "day.zip", "w", method) as packed:
+        packed.writestr("day.json", json.dumps(CHAINS))
+    with pytest.raises(ImportFailed, match="a zip file; unpack it"):
+        import_file(tmp_path / "day.zip", "SPX", "gex_zero", tmp_path / "data")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_file_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path, packed):
+    content = json.dumps(day(300)).encode()
+    content = gzip.compress(content) if packed else content
+    with pytest.raises(ImportFailed, match="HISTORY_MAX_BYTES"):
+        imported(tmp_path, content, max_bytes=100_000)
+    assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_of_gzip_members_one_after_the_other_each_is_read(tmp_path):
+    content = b"".join(gzip.compress(json.dumps(chain).encode() + b"\n") for chain in CHAINS)
+    assert imported(tmp_path, content).snapshots == 5
+
+
+def test_many_records_of_one_second_take_the_memory_of_one(tmp_path):
+    one = json.dumps(record(DAY_START, strikes=0) | {"strikes": [[0, 0]] * 100_000})
+    path = put(tmp_path, gzip.compress(("[" + ",".join([one] * 80) + "]").encode()))
+    code = (
+        "import resource, sys, pathlib; from data_pipeline.lake.history_file import import_file;"
+        "import_file(pathlib.Path(sys.argv[1]), 'SPX', 'g', pathlib.Path(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "data"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 950

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from data_pipeline import config
+from data_pipeline import BridgeError, config
 
 HELP = "move closed days from the live tables to the lake"
 
@@ -17,10 +17,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args, settings) -> int:
+    import duckdb
+
     from data_pipeline.commands.progress import Progress
     from data_pipeline.lake.archive import archive
-    from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged
-    from data_pipeline.repository.foreign_file import NotADatabase, refuse_foreign_file
+    from data_pipeline.repository.database import Database
+    from data_pipeline.repository.foreign_file import refuse_foreign_file
 
     if args.keep_days < 0:
         print("gex-bridge: --keep-days must be 0 or more", file=sys.stderr)
@@ -32,9 +34,8 @@ def run(args, settings) -> int:
     try:
         refuse_foreign_file(settings.database)
         result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
-    except (DatabaseBusy, DatabaseDamaged, NotADatabase, OSError) as problem:
-        print(f"gex-bridge: {problem}", file=sys.stderr)
-        return 1
+    except (duckdb.Error, OSError) as problem:
+        raise BridgeError(str(problem).splitlines()[0]) from problem
     finally:
         progress.close()
     for failed in result.failed:
@@ -46,4 +47,6 @@ def run(args, settings) -> int:
         print(f"{rows}, {len(result.days)} days, {result.seconds:.1f} s")
         for left in result.left:
             print(f"left: {left}")
+        if result.waiting:
+            print(f"waiting: {result.waiting} days with few rows stay in the live tables")
     return 1 if result.failed else 0

@@ -8,12 +8,14 @@ once, and the next run takes up.  Rows that changed in between stay, and the
 day is merged again.
 """
 
+import contextlib
 import datetime
 import math
 import pathlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -22,13 +24,17 @@ from data_pipeline import BridgeError
 from data_pipeline.config import DataFolder
 from data_pipeline.lake import layout
 from data_pipeline.lake.layout import KINDS, LakeDamaged, LakeNameError, Partition
-from data_pipeline.lake.views import files, view_statements
+from data_pipeline.lake.views import file, view_statements
 from data_pipeline.lake.write import merge, spans
 from data_pipeline.repository import schema
 from data_pipeline.repository.database import Database
 
 # Merges of one day, while its rows keep changing.
 TRIES = 3
+
+# Rows of a ticker's day, strikes included, below which it stays in the live tables: two files and a dozen
+# sessions for each of a thousand such days cost minutes.
+LEAST_ROWS = 1000
 
 
 class ArchiveFailed(BridgeError):
@@ -39,10 +45,11 @@ class ArchiveFailed(BridgeError):
 class ArchiveResult:
     """days: moved ones, as partition folders; snapshots, strikes: rows deleted from the live tables.
 
-    left: of days that are due, rows whose key is no time in seconds or whose
+    left: of days that are due, rows whose key is no time or whose
     ticker or endpoint cannot be a folder, and days that kept changing.
     failed: days whose rows stay in the live tables for something is wrong
-    with the lake, and what.
+    with the lake, and what.  waiting: days with fewer than LEAST_ROWS rows,
+    which stay in the live tables until there are more.
     """
 
     days: list[str] = field(default_factory=list)
@@ -50,9 +57,10 @@ class ArchiveResult:
     strikes: int = 0
     left: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    waiting: int = 0
     seconds: float = 0.0
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
@@ -83,8 +91,8 @@ def archive(
             continue
         try:
             _move(database, root, partition, wait, result)
-        except (ArchiveFailed, LakeDamaged) as problem:
-            result.failed.append(f"{partition.folder}: {problem}")
+        except (ArchiveFailed, LakeDamaged, duckdb.Error) as problem:
+            result.failed.append(f"{partition.folder}: {str(problem).splitlines()[0]}")
         done = result.snapshots + result.strikes
         if progress:
             progress("archiving", done, max(done, whole))
@@ -92,22 +100,24 @@ def archive(
     return result
 
 
-def _due(con, before: datetime.date, result: ArchiveResult) -> tuple[list[Partition], int]:
+def _due(con: duckdb.DuckDBPyConnection, before: datetime.date, result: ArchiveResult) -> tuple[list[Partition], int]:
     end, _ = Partition("", "", before).bounds
     rows = con.execute(
-        f"SELECT ticker, endpoint, timestamp // {layout.DAY} AS day, count(*) FROM"
-        " (SELECT ticker, endpoint, timestamp FROM gex_bridge_snapshots"
-        " UNION ALL SELECT ticker, endpoint, timestamp FROM gex_bridge_strikes)"
-        " WHERE timestamp >= 0 AND timestamp < ? GROUP BY ALL ORDER BY day, ticker, endpoint",
+        f"SELECT ticker, endpoint, second // {layout.DAY} AS day, count(*) FROM"
+        f" (SELECT ticker, endpoint, {layout.SECOND} AS second FROM gex_bridge_snapshots"
+        f" UNION ALL SELECT ticker, endpoint, {layout.SECOND} FROM gex_bridge_strikes)"
+        " WHERE second >= 0 AND second < ? GROUP BY ALL ORDER BY day, ticker, endpoint",
         [end],
     ).fetchall()
     (odd,) = con.execute(
-        "SELECT count(*) FROM gex_bridge_snapshots WHERE timestamp < 0 OR timestamp > 100000000000"
+        f"SELECT count(*) FROM gex_bridge_snapshots WHERE {layout.SECOND} NOT BETWEEN 0 AND {layout.MILLISECONDS}"
     ).fetchall()[0]
     if odd:
-        result.left.append(f"{odd} snapshots whose key is not a time in seconds")
-    due = [Partition(ticker, endpoint, layout.day_of(day * layout.DAY)) for ticker, endpoint, day, _ in rows]
-    return due, sum(count for *_, count in rows)
+        result.left.append(f"{odd} snapshots whose key is not a time")
+    enough = [row for row in rows if row[-1] >= LEAST_ROWS]
+    result.waiting = len(rows) - len(enough)
+    due = [Partition(ticker, endpoint, layout.day_of(day * layout.DAY)) for ticker, endpoint, day, _ in enough]
+    return due, sum(count for *_, count in enough)
 
 
 def _move(database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult) -> None:
@@ -142,10 +152,12 @@ def _rows(
 
 
 # The rows of a span; numbered, for the condition may stand in a query twice.
-_OF = "ticker = $1 AND endpoint = $2 AND timestamp >= $3 AND timestamp < $4"
+_OF = f"ticker = $1 AND endpoint = $2 AND {layout.SECOND} >= $3 AND {layout.SECOND} < $4"
 
 
-def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int) -> dict[str, int] | None:
+def _delete(
+    con: duckdb.DuckDBPyConnection, root: pathlib.Path, partition: Partition, start: int, end: int
+) -> dict[str, int] | None:
     """Delete the rows of a span if the lake has every one of them; None if one was added or changed meanwhile.
 
     Raises ArchiveFailed where the lake has fewer rows, or other sums, though none did.
@@ -159,7 +171,7 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
             live = f"SELECT {columns} FROM {table} WHERE {_OF}"
             if con.execute(f"SELECT count(*) FROM ({live})", parameters).fetchall() == [(0,)]:
                 continue
-            lake = f"SELECT {columns} FROM {files(layout.file_of(root, kind, partition))} WHERE {_OF}"
+            lake = f"SELECT {columns} FROM {file(layout.file_of(root, kind, partition))} WHERE {_OF}"
             missing = con.execute(f"SELECT count(*) FROM ({live} EXCEPT {lake})", parameters).fetchall()[0][0]
             if missing:
                 con.execute("ROLLBACK")
@@ -174,11 +186,12 @@ def _delete(con, root: pathlib.Path, partition: Partition, start: int, end: int)
         con.execute("COMMIT")
         return deleted
     except BaseException:
-        con.execute("ROLLBACK")
+        with contextlib.suppress(duckdb.Error):  # a COMMIT that failed has left nothing to roll back
+            con.execute("ROLLBACK")
         raise
 
 
-def _make_views(con, root: pathlib.Path) -> None:
+def _make_views(con: duckdb.DuckDBPyConnection, root: pathlib.Path) -> None:
     """Before rows go, the views must know where they went.  Raises ArchiveFailed."""
     try:
         for statement in view_statements(root):
@@ -189,7 +202,7 @@ def _make_views(con, root: pathlib.Path) -> None:
             raise ArchiveFailed(f"the views on the lake cannot be made: {str(problem).splitlines()[0]}") from problem
 
 
-def _compare(con, kind: str, live: str, lake: str, parameters: list) -> None:
+def _compare(con: duckdb.DuckDBPyConnection, kind: str, live: str, lake: str, parameters: list[Any]) -> None:
     """Counts and sums of both, NaN and infinity left out; raises ArchiveFailed."""
     numbers = [name for name, declared in schema.TABLES[KINDS[kind]] if declared.startswith(("DOUBLE", "BIGINT"))]
     sums = ", ".join(

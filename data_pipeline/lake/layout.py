@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from data_pipeline import BridgeError
 from data_pipeline.files.atomic import fsync_folder, make_folder
 from data_pipeline.files.names import LONGEST, percent_encoded
+from data_pipeline.payloads.times import MILLISECONDS_FROM
 
 # kind (a folder of the lake) -> table whose columns its files have
 KINDS = {"snapshots": "gex_bridge_snapshots", "strikes": "gex_bridge_strikes"}
@@ -28,6 +29,14 @@ FILES = "/ticker=*/endpoint=*/date=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/" 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 DAY = 86400
+
+# Keys above this are milliseconds.
+MILLISECONDS = int(MILLISECONDS_FROM)
+
+# SQL: the second of a row's key, whatever BIGINT it is (abs() of the smallest one is an error).
+SECOND = (
+    f"CASE WHEN timestamp > {MILLISECONDS} OR timestamp < -{MILLISECONDS} THEN timestamp // 1000 ELSE timestamp END"
+)
 UTC = datetime.UTC
 
 

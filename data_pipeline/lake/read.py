@@ -9,16 +9,19 @@ opens it several times and fails if the file changes in between.
 import datetime
 import pathlib
 import time
+from typing import TYPE_CHECKING
 
 from data_pipeline import BridgeError, config
-from data_pipeline.lake.layout import KINDS, UTC, Partition, partitions
+from data_pipeline.lake.layout import KINDS, MILLISECONDS, SECOND, UTC, Partition, partitions
 from data_pipeline.repository import schema
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # How long to wait for a database that the writer, or another shell, has open.
 WAIT = 30.0
 
 _KEY = ("ticker", "timestamp", "endpoint")
-_MILLISECONDS = 100_000_000_000
 
 
 class LiveTablesBusy(BridgeError):
@@ -82,7 +85,8 @@ class _Wanted:
 
     def sql(self) -> tuple[str, list]:
         """The same as an SQL condition over a live table, with its parameters."""
-        terms = [("ticker = ?", self.ticker), (f"{_SECONDS} >= ?", self.start), (f"{_SECONDS} < ?", self.end)]
+        second = SECOND.replace("//", "/")  # as exact as what was asked for
+        terms = [("ticker = ?", self.ticker), (f"{second} >= ?", self.start), (f"{second} < ?", self.end)]
         terms = [(text, value) for text, value in terms if value is not None]
         return " AND ".join(text for text, _ in terms) or "true", [value for _, value in terms]
 
@@ -91,14 +95,18 @@ class _Wanted:
         return (self.start is None or end > self.start) and (self.end is None or first < self.end)
 
 
-# The time of a row, where a key above 1e11 was sent in milliseconds.
-_SECONDS = f"CASE WHEN abs(timestamp) > {_MILLISECONDS} THEN timestamp / 1000 ELSE timestamp END"
+def _second(of: "pl.Expr") -> "pl.Expr":
+    """The second of a key, which may be in milliseconds."""
+    import polars as pl
+
+    return pl.when(of.is_between(-MILLISECONDS, MILLISECONDS)).then(of).otherwise(of // 1000)
 
 
 def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicate):
     """LazyFrames: the live rows, then the rows of each file that no live row stands for."""
     import polars as pl
 
+    frame_time = pl.Datetime("us", "UTC")
     needed = set(columns) | (set(predicate.meta.root_names()) if predicate is not None else set())
     # First the live rows, then the list of files: a day that is archived
     # meanwhile is in the lake before it leaves the tables, so it is seen once
@@ -106,7 +114,7 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
     live = _live(kind, wanted, config.DataFolder(data_dir).database, needed)
     keys = None
     if live is not None:
-        keys = live.select(_KEY).unique()
+        keys = live.select("ticker", "endpoint", second=_second(pl.col("timestamp"))).unique()
         yield live.lazy()
     for partition, path in list(partitions(config.DataFolder(data_dir).lake, kind, wanted.ticker)):
         if not wanted.touches(partition):
@@ -115,17 +123,18 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
             part = pl.scan_parquet(file)
             first, end = partition.bounds
             if wanted.start is not None and wanted.start > first:
-                part = part.filter(pl.col("timestamp") >= wanted.start)
+                part = part.filter(pl.col("ts") >= pl.lit(_micros(wanted.start)).cast(frame_time))
             if wanted.end is not None and wanted.end < end:
-                part = part.filter(pl.col("timestamp") < wanted.end)
+                part = part.filter(pl.col("ts") < pl.lit(_micros(wanted.end)).cast(frame_time))
             if keys is not None:
                 same = keys.filter(
                     pl.col("ticker") == partition.ticker,
                     pl.col("endpoint") == partition.endpoint,
-                    pl.col("timestamp").is_between(first, end, closed="left"),
+                    pl.col("second").is_between(first, end, closed="left"),
                 )
                 if same.height:
-                    part = part.join(same.lazy(), on=list(_KEY), how="anti")
+                    here = ["ticker", "endpoint", _second(pl.col("timestamp"))]
+                    part = part.join(same.lazy(), left_on=here, right_on=["ticker", "endpoint", "second"], how="anti")
             yield part
 
 
@@ -149,7 +158,7 @@ def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]):
         except duckdb.CatalogException:
             return None  # the very first session has not made the tables yet
         except duckdb.IOException as problem:
-            if "lock" not in str(problem):
+            if "Could not set lock on file" not in str(problem).replace(str(path), ""):
                 raise
             if time.monotonic() > until:
                 raise LiveTablesBusy(f"{path} stayed locked for {WAIT:g} s") from problem
@@ -157,8 +166,13 @@ def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]):
     if not found.height:
         return None
     at = pl.col("timestamp")
-    at = pl.when(at.abs() <= _MILLISECONDS).then(at * 1_000_000).when(at.abs() <= _MILLISECONDS * 1000).then(at * 1000)
+    in_seconds, is_time = (at.is_between(-limit, limit) for limit in (MILLISECONDS, MILLISECONDS * 1000))
+    at = pl.when(in_seconds).then(at * 1_000_000).when(is_time).then(at * 1000)
     return found.with_columns(at.cast(pl.Datetime("us", "UTC")).alias("ts"))
+
+
+def _micros(seconds: float) -> int:
+    return int(max(min(seconds * 1_000_000, 2**62), -(2**62)))
 
 
 def _seconds(moment) -> float | int | None:

@@ -81,7 +81,9 @@ class _Old:
             raise LakeDamaged(f"{path} is damaged ({problem}); move it away and try again") from problem
 
     def between(self, start: int, end: int, columns: list[str]) -> pa.Table:
-        inside = (dataset.field("timestamp") >= start) & (dataset.field("timestamp") < end)
+        at = dataset.field("timestamp")
+        late = at > layout.MILLISECONDS
+        inside = ~late & (at >= start) & (at < end) | late & (at >= start * 1000) & (at < end * 1000)
         try:
             return self._data.to_table(columns=columns, filter=inside)
         except (pa.ArrowInvalid, OSError) as problem:
@@ -96,7 +98,7 @@ class _Old:
         if self._data is None:
             return fresh
         kept = self.between(start, end, self._schema.names)
-        gone = pc.is_in(kept["timestamp"], fresh["timestamp"].combine_chunks())
+        gone = pc.is_in(_second(kept["timestamp"]), pc.unique(_second(fresh["timestamp"])))
         return pa.concat_tables([kept.filter(pc.invert(gone)), fresh])
 
 
@@ -107,7 +109,7 @@ def spans(partition: Partition, times: pa.Table, old: _Old | None = None) -> lis
     times = times.select(["timestamp", "strikes_count"])
     if known is not None:
         times = pa.concat_tables([times, known.cast(times.schema)])
-    times = times.sort_by("timestamp")
+    times = times.set_column(0, "timestamp", _second(times["timestamp"])).sort_by("timestamp")
     strikes = pc.max_element_wise(times["strikes_count"].fill_null(1), 1)
     piece = pc.divide(pc.cumulative_sum(strikes), ROWS_AT_ONCE)
     cuts = times.set_column(1, "piece", piece).group_by("piece").aggregate([("timestamp", "min")])["timestamp_min"]
@@ -148,8 +150,14 @@ def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress) 
 
 
 def _with_ts(table: pa.Table) -> pa.Table:
-    micros = pc.multiply(table["timestamp"], 1_000_000).cast(pa.timestamp("us", tz="UTC"))
-    return table.append_column("ts", micros)
+    at = table["timestamp"]
+    micros = pc.if_else(pc.greater(at, layout.MILLISECONDS), pc.multiply(at, 1000), pc.multiply(_second(at), 1_000_000))
+    return table.append_column("ts", micros.cast(pa.timestamp("us", tz="UTC")))
+
+
+def _second(at: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The seconds of keys, which are not negative; above MILLISECONDS they are milliseconds."""
+    return pc.if_else(pc.greater(at, layout.MILLISECONDS), pc.divide(at, 1000), at)
 
 
 def _sorted(table: pa.Table, keys: tuple[str, ...]) -> pa.Table:

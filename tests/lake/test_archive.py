@@ -15,6 +15,11 @@ TODAY = datetime.date(2025, 1, 6)
 ALL = "SELECT * EXCLUDE ts FROM {} ORDER BY ALL"
 
 
+@pytest.fixture(autouse=True)
+def small_days(monkeypatch):
+    monkeypatch.setattr("data_pipeline.lake.archive.LEAST_ROWS", 1)
+
+
 @pytest.fixture
 def database(tmp_path):
     return Database(tmp_path / "raw" / "gex" / "gex_history.duckdb")
@@ -182,11 +187,11 @@ def test_keys_and_names_that_the_lake_cannot_have_stay_and_are_named(database, t
     )
     before = everything(database)
     result = archive(database, tmp_path, 0, today=TODAY)
-    assert len(result.days) == 1 and result.snapshots == 20
+    assert len(result.days) == 2 and result.snapshots == 21
     assert sorted(result.left) == [
         "'' is empty for a partition of the lake",
         f"'{'X' * 40}' is too long for a partition of the lake",
-        "3 snapshots whose key is not a time in seconds",
+        "2 snapshots whose key is not a time",
     ]
     assert everything(database) == before
 
@@ -232,3 +237,54 @@ def test_rows_do_not_go_where_no_view_would_show_them(database, tmp_path):
     assert result.days == [] and "views on the lake cannot be made" in result.failed[0]
     assert "\n" not in result.failed[0]
     assert ask(database, "SELECT count(*) FROM gex_bridge_strikes") == [(60,)]
+
+
+def test_milliseconds_are_archived_by_their_day_and_meet_their_seconds_once(database, tmp_path):
+    fill(database, tmp_path, days=1)
+    ask(database, "UPDATE gex_bridge_snapshots SET timestamp = timestamp * 1000 + 7")
+    ask(database, "UPDATE gex_bridge_strikes SET timestamp = timestamp * 1000 + 7")
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps(day(20)))
+    import_file(path, "SPX", "gex_zero", tmp_path)
+    counts = "SELECT count(*), min(timestamp) FROM {}"
+
+    def shown():
+        views = [ask(database, counts.format(view)) for view in ("gex_snapshots_all", "gex_strikes_all")]
+        scans = [scan(data_dir=tmp_path).collect().height for scan in (scan_snapshots, scan_strikes)]
+        return views, scans
+
+    with database.session() as con:
+        for statement in view_statements(tmp_path / "lake"):
+            con.execute(statement)
+    before = shown()
+    assert before == ([[(20, DAY_START * 1000 + 7)], [(60, DAY_START * 1000 + 7)]], [20, 60])
+    result = archive(database, tmp_path, 0, today=TODAY)
+    assert (len(result.days), result.snapshots, result.strikes, result.left) == (1, 20, 60, [])
+    assert shown() == before
+    assert scan_snapshots(start="2025-01-02", end=DAY_START + 10, data_dir=tmp_path).collect().height == 10
+    import_file(path, "SPX", "gex_zero", tmp_path, again=True)
+    assert shown()[1] == [20, 60]
+
+
+def test_days_with_few_rows_wait_in_the_live_tables(database, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.lake.archive.LEAST_ROWS", 81)
+    fill(database, tmp_path, days=2)
+    fill(database, tmp_path, days=1, ticker="BIG", strikes=4)
+    result = archive(database, tmp_path, 0, today=TODAY)
+    assert result.days == ["ticker=BIG/endpoint=gex_zero/date=2025-01-02"] and result.waiting == 2
+    assert ask(database, "SELECT count(*) FROM gex_bridge_snapshots") == [(40,)]
+
+
+def test_what_stops_a_commit_is_what_is_said(database, tmp_path, monkeypatch):
+    import duckdb
+
+    from data_pipeline.lake import archive as module
+
+    def stopped(con, *_):
+        con.execute("ROLLBACK")
+        raise duckdb.IOException("IO Error: no space left on the device\nand more")
+
+    monkeypatch.setattr(module, "_compare", stopped)
+    fill(database, tmp_path, days=1)
+    result = archive(database, tmp_path, 0, today=TODAY)
+    assert result.failed == ["ticker=SPX/endpoint=gex_zero/date=2025-01-02: IO Error: no space left on the device"]

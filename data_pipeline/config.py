@@ -163,7 +163,7 @@ class Settings:
         "shell command run for each queued link, with {id} {url} {ticker} {endpoint}; unset: the built-in importer",
     )
     history_allowed_hosts: tuple[str, ...] = _setting(
-        "hist.gex.bot,hist.gexbot.com",
+        "hist.gex.bot,hist.gexbot.com,api.gex.bot,api.gexbot.com,nfagexbotresearch.blob.core.windows.net",
         "",
         "hosts, with their subdomains, that history may be fetched from; * allows all public ones",
     )

@@ -19,26 +19,25 @@ def add_arguments(parser) -> None:
 
 def run(args, settings) -> int:
     from data_pipeline.history.queue import HistoryQueue
-    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
-    from data_pipeline.repository.foreign_file import NotADatabase, refuse_foreign_file
+    from data_pipeline.repository.foreign_file import refuse_foreign_file
 
-    try:
-        if not settings.database.exists():
-            return _print(args, [], "no queue yet")
-        refuse_foreign_file(settings.database)
-        queue = HistoryQueue(settings.database)
-        if args.retry is not None:
-            if not queue.retry(args.retry):
-                return _missing(args.retry)
-        elif args.run is not None and not _run_now(queue, args.run, settings):
-            return _missing(args.run)
-        rows = queue.rows()
-    except (DatabaseBusy, DatabaseDamaged, NotADatabase) as problem:
-        print(f"gex-bridge: {problem}", file=sys.stderr)
-        return 1
+    if not settings.database.exists():
+        return _print(args, [], "no queue yet")
+    refuse_foreign_file(settings.database)
+    queue = HistoryQueue(settings.database)
+    if args.retry is not None:
+        if not queue.retry(args.retry):
+            return _missing(args.retry)
+    elif args.run is not None and not _run_now(queue, args.run, settings):
+        return _missing(args.run)
+    rows = queue.rows()
     asked = args.retry if args.retry is not None else args.run
     rows = [row for row in rows if asked is None or row["id"] == asked]
     code = _print(args, rows, "the queue is empty")
+    given = [str(row["id"]) for row in rows if row["status"] == "started"]
+    if settings.history_download_command and given:
+        said = "the download command was given, and never asked again"
+        print(f"gex-bridge: started: {said}: {', '.join(given)}; --retry ID makes one pending", file=sys.stderr)
     return 1 if args.run is not None and rows[0]["status"] != "completed" else code
 
 
@@ -48,7 +47,13 @@ def _run_now(queue, job_id: int, settings) -> bool:
     job = queue.start(job_id)
     if job is None:
         return False
-    HistoryImporter(queue, settings.data_dir, settings.history_allowed_hosts, settings.history_max_bytes).work(job)
+    HistoryImporter(
+        queue,
+        settings.data_dir,
+        settings.history_allowed_hosts,
+        settings.history_max_bytes,
+        api_key=settings.gexbot_api_key,
+    ).work(job)
     return True
 
 

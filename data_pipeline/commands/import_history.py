@@ -21,8 +21,8 @@ def add_arguments(parser) -> None:
         type=pathlib.Path,
         help="a file, or a folder of .json, .jsonl, .ndjson files, gzipped or not",
     )
-    parser.add_argument("--ticker", required=True, help="ticker of the chains, e.g. SPX")
-    parser.add_argument("--endpoint", required=True, help="endpoint they are kept under, e.g. gex_zero")
+    parser.add_argument("--ticker", help="ticker of the chains, e.g. SPX; default: as the file's name says")
+    parser.add_argument("--endpoint", help="endpoint they are kept under, e.g. gex_zero; default likewise")
     parser.add_argument("--again", action="store_true", help="import also what was imported before")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, no progress")
     parser.add_argument("--background", action="store_true", help="let everything else on the machine go first")
@@ -39,6 +39,7 @@ def _stand_back() -> None:
 def run(args, settings) -> int:
     if args.background:
         _stand_back()
+    import duckdb
     import pyarrow
 
     with contextlib.suppress(
@@ -46,6 +47,7 @@ def run(args, settings) -> int:
     ):  # of the platform; it gives pages back less eagerly: a tenth less CPU
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
     from data_pipeline.commands.progress import Progress
+    from data_pipeline.history.download import named_in
     from data_pipeline.lake import LakeDamaged, LakeNameError
     from data_pipeline.lake.history_file import ImportFailed, as_json, import_file
     from data_pipeline.lake.views import refresh
@@ -54,7 +56,13 @@ def run(args, settings) -> int:
     for file in _files(args.files):
         progress = Progress(file.name, quiet=args.json)
         try:
-            result = import_file(file, args.ticker, args.endpoint, settings.data_dir, progress, args.again)
+            ticker, endpoint = named_in(file.name)
+            ticker, endpoint = args.ticker or ticker, args.endpoint or endpoint
+            if not ticker or not endpoint:
+                raise ImportFailed("its name does not say ticker and endpoint; give --ticker and --endpoint")
+            result = import_file(
+                file, ticker, endpoint, settings.data_dir, progress, args.again, settings.history_max_bytes
+            )
         except (ImportFailed, LakeDamaged, LakeNameError, OSError) as problem:
             failed = True
             said.append({"file": file.name, "error": str(problem)})
@@ -66,7 +74,12 @@ def run(args, settings) -> int:
         finally:
             progress.close()
     if any(not one.get("error") and not one["known"] for one in said):
-        refresh(settings.database, settings.folder.lake)
+        try:
+            refresh(settings.database, settings.folder.lake)
+        except duckdb.Error as problem:
+            # A file of another day is damaged.  What was imported is in the lake; the views are made again with the
+            # writer's next session.
+            print(f"gex-bridge: the views could not be made: {str(problem).splitlines()[0]}", file=sys.stderr)
     if args.json:
         print(json.dumps({"files": said}))
     elif not said:

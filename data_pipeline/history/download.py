@@ -16,12 +16,14 @@ import ipaddress
 import json
 import os
 import pathlib
+import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from data_pipeline import __version__
 from data_pipeline.config import DataFolder
@@ -30,6 +32,27 @@ from data_pipeline.files.names import folder_name
 
 REDIRECTS = 5
 BLOCK = 1 << 18
+
+# Hosts that give history to whoever has an API key; it is sent to no other, and never in the clear.
+API_HOSTS = ("api.gex.bot", "api.gexbot.com")
+
+# What HISTORY_ALLOWED_HOSTS holds unless the operator sets it.  Nobody vouches for where these names lead, so unlike
+# hosts that the operator names they must have a public address.
+DEFAULT_HOSTS = (
+    "hist.gex.bot",
+    "hist.gexbot.com",
+    *API_HOSTS,
+    "nfagexbotresearch.blob.core.windows.net",
+)
+
+# An answer that is no history but says where it is, `{"url": …}`, is not longer.
+LINK_BYTES = 1 << 16
+
+# What the name of a history file says: 2025-11-14_NQ_NDX_classic_gex_zero.json, or …/hist/SPX/classic/gex_zero/2025-11-14.
+_NAMED = (
+    re.compile(r"\d{4}-\d\d-\d\d_(?P<ticker>[A-Za-z0-9_.^-]+?)_(?:classic|state|orderflow)_(?P<endpoint>\w+)[.\w]*$"),
+    re.compile(r"/hist/(?P<ticker>[^/]+)/(?:classic|state|orderflow)/(?P<endpoint>\w+)(?:/|$)"),
+)
 
 # IPv6 addresses that end in the IPv4 address which is reached: compatible, mapped, translated (SIIT), NAT64.
 _IPV4_INSIDE = [ipaddress.ip_network(net) for net in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
@@ -58,17 +81,29 @@ class Fetched(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """bytes: of the file; connect, read: seconds for a connection, and without a byte; total: seconds for all."""
+    """bytes: of the file; connect, read: seconds for a connection, and without a byte; total: seconds for all.
+
+    least: bytes a second over each `window` of seconds; less is a server that only keeps others waiting.
+    """
 
     bytes: int = 4 << 30
     connect: float = 10.0
     read: float = 30.0
     total: float = 3600.0
+    least: float = 1024.0
+    window: float = 30.0
 
 
 def folder(data_dir: pathlib.Path, ticker: str, endpoint: str) -> pathlib.Path:
     """Where the files of a ticker and endpoint are kept."""
     return DataFolder(data_dir).source / folder_name(ticker) / folder_name(endpoint)
+
+
+def named_in(link: str) -> tuple[str, str]:
+    """The ticker and endpoint that a link's or a file's name tells; empty texts where it does not."""
+    path = link.split("?", 1)[0]
+    found = next(filter(None, (pattern.search(path) for pattern in _NAMED)), None)
+    return (found["ticker"].upper(), found["endpoint"]) if found else ("", "")
 
 
 class Download:
@@ -77,7 +112,8 @@ class Download:
     It is written to `NAME.part` in `folder` and renamed to NAME when whole;
     NAME comes from the last step of the address's path.  An interrupted one is
     resumed if the server still has the same file (Range and If-Range), and a
-    whole one is fetched again only if the server has another.
+    whole one is fetched again only if the server has another.  An answer
+    `{"url": …}` is followed like a redirect.  api_key: for API_HOSTS.
     """
 
     def __init__(
@@ -87,8 +123,11 @@ class Download:
         hosts: tuple[str, ...],
         limits: Limits = Limits(),
         progress: Callable[[int, int | None], None] | None = None,
+        api_key: str = "",
     ):
         self.url, self.folder, self.hosts, self.limits = url, folder, hosts, limits
+        self._api_key = api_key
+        self._received = 0
         self._progress = progress or (lambda done, whole: None)
         self._socket: socket.socket | None = None
         self._ended = ""  # why it was ended from outside
@@ -105,16 +144,26 @@ class Download:
 
     def run(self) -> Fetched:
         """Fetch it; raises DownloadFailed, Refused, and OSError for the disk."""
-        deadline = threading.Timer(self.limits.total, self.cancel, [f"not done after {self.limits.total:g} s"])
-        deadline.name, deadline.daemon = "download-deadline", True
+        done = threading.Event()
+        deadline = threading.Thread(target=self._watch, args=[done], name="download-deadline", daemon=True)
         deadline.start()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(self.folder):
                 return self._follow()
         finally:
-            deadline.cancel()
+            done.set()
             deadline.join()
+
+    def _watch(self, done: threading.Event) -> None:
+        """Cancel what takes too long in all, or is too slow now."""
+        until, known = time.monotonic() + self.limits.total, 0
+        while not done.wait(min(self.limits.window, max(until - time.monotonic(), 0))):
+            if time.monotonic() >= until:
+                return self.cancel(f"not done after {self.limits.total:g} s")
+            if self._received - known < self.limits.least * self.limits.window:
+                return self.cancel(f"slower than {self.limits.least:g} bytes a second")
+            known = self._received
 
     def _follow(self) -> Fetched:
         url = self.url
@@ -123,12 +172,21 @@ class Download:
             files = _Files(self.folder, parts)
             with contextlib.closing(self._connect(parts)) as connection:
                 try:
-                    connection.request("GET", _target(parts), headers=files.request_headers(_host_header(parts)))
+                    headers = files.request_headers(_host_header(parts))
+                    key = self._api_key if parts.scheme == "https" and parts.hostname in API_HOSTS else ""
+                    if key:
+                        headers["Authorization"] = f"Bearer {key}"
+                    connection.request("GET", _target(parts, key), headers=headers)
                     with contextlib.closing(connection.getresponse()) as answer:
                         if answer.status in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
                             url = urljoin(url, answer.headers["Location"])
                             continue
-                        return self._receive(answer, files)
+                        fetched = self._receive(answer, files)
+                    link = _link_in(fetched)
+                    if not link:
+                        return fetched
+                    files.drop()
+                    url = urljoin(url, link)
                 except (OSError, http.client.HTTPException, ValueError) as problem:
                     raise DownloadFailed(self._ended or _plain(problem)) from None
                 finally:
@@ -181,6 +239,7 @@ class Download:
                 if self._ended:
                     break
                 size += len(block)
+                self._received += len(block)
                 if size > self.limits.bytes:
                     files.forget()
                     raise Refused(f"more than the {self.limits.bytes} bytes allowed")
@@ -259,6 +318,11 @@ class _Files:
         atomic.fsync_folder(self.whole.parent)
         atomic.replace(self._about, json.dumps({**self.about, "whole": True, "size": size}).encode())
 
+    def drop(self) -> None:
+        """It was no history; nothing of it stays."""
+        self.whole.unlink(missing_ok=True)
+        self.forget()
+
     def forget(self) -> None:
         self.part.unlink(missing_ok=True)
         if not self.whole.exists():
@@ -285,7 +349,7 @@ def checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
     try:
         parts = urlsplit(url)
         host = _normal(parts.hostname or "")
-        parts.port
+        _ = parts.port, host.encode("idna")  # both raise where they are none
     except ValueError:
         raise Refused("not an address") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -302,6 +366,18 @@ def _normal(host: str) -> str:
     return host.lower().strip("[]").rstrip(".")
 
 
+def _link_in(fetched: Fetched) -> str:
+    """The address that a file names instead of being history; empty if it is history."""
+    if fetched.size > LINK_BYTES:
+        return ""
+    try:
+        said = json.loads(fetched.path.read_bytes())
+    except (ValueError, RecursionError):
+        return ""
+    link = said.get("url") if isinstance(said, dict) and "timestamp" not in said else None
+    return link if isinstance(link, str) else ""
+
+
 def _addresses(host: str, port: int, hosts: tuple[str, ...]) -> list[str]:
     """The host's addresses that may be connected to; raises Refused, DownloadFailed."""
     try:
@@ -309,7 +385,8 @@ def _addresses(host: str, port: int, hosts: tuple[str, ...]) -> list[str]:
     except (OSError, UnicodeError) as problem:
         raise DownloadFailed(f"host {ascii(host)} is not known: {_plain(problem)}") from None
     addresses = list(dict.fromkeys(entry[4][0] for entry in found))
-    if _normal(host) in [_normal(name) for name in hosts]:
+    named = {_normal(name) for name in hosts} - set(DEFAULT_HOSTS)
+    if _normal(host) in named:
         return addresses
     public = [address for address in addresses if _is_public(address)]
     if not public:
@@ -340,8 +417,9 @@ def _host_header(parts: SplitResult) -> str:
     return f"{host}:{parts.port}" if parts.port else host
 
 
-def _target(parts: SplitResult) -> str:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+def _target(parts: SplitResult, key: str = "") -> str:
+    query = "&".join(filter(None, (parts.query, key and "key=" + quote(key, safe=""))))
+    target = (parts.path or "/") + (f"?{query}" if query else "")
     return "".join(chr(b) if b < 128 else f"%{b:02X}" for b in target.encode("utf-8", "surrogatepass"))
 
 

@@ -38,9 +38,17 @@ class HistoryImporter(Background):
     before a download and an import want the machine.
     """
 
-    def __init__(self, queue, data_dir: pathlib.Path, hosts: tuple[str, ...], max_bytes: int, settle: float = 0.0):
+    def __init__(
+        self,
+        queue,
+        data_dir: pathlib.Path,
+        hosts: tuple[str, ...],
+        max_bytes: int,
+        settle: float = 0.0,
+        api_key: str = "",
+    ):
         super().__init__("HistoryImporter")
-        self._settle = settle
+        self._settle, self._api_key = settle, api_key
         self._queue, self._data_dir, self._hosts = queue, data_dir, hosts
         self._limits = download.Limits(bytes=max_bytes)
         self._woken = threading.Event()
@@ -86,6 +94,7 @@ class HistoryImporter(Background):
 
     def _refusal(self, job: Job) -> str | None:
         """Why a job must not be tried, as far as it can be seen without trying; also counts and logs it."""
+        job = _named(job)
         try:
             encoded(job.ticker), encoded(job.endpoint)
             download.checked(job.url, self._hosts)
@@ -133,9 +142,10 @@ class HistoryImporter(Background):
 
     def _fetch_and_import(self, job: Job) -> str | None:
         """Returns what is to be said of bad records; raises DownloadFailed, LakeNameError, ImportProblem."""
+        job = _named(job)
         encoded(job.ticker), encoded(job.endpoint)
         folder = download.folder(self._data_dir, job.ticker, job.endpoint)
-        fetching = download.Download(job.url, folder, self._hosts, self._limits)
+        fetching = download.Download(job.url, folder, self._hosts, self._limits, api_key=self._api_key)
         with self._lock:
             self._download = fetching
         try:
@@ -190,6 +200,12 @@ class HistoryImporter(Background):
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise ImportProblem("stopped")
+
+
+def _named(job: Job) -> Job:
+    """The job with what its link's name tells, where the ticker or the endpoint is empty."""
+    ticker, endpoint = download.named_in(job.url)
+    return job._replace(ticker=job.ticker or ticker, endpoint=job.endpoint or endpoint)
 
 
 class ImportProblem(Exception):

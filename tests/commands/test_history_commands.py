@@ -59,7 +59,7 @@ def test_a_folder_is_imported_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     said = json.loads(done.stdout)["files"]
     assert [(one["file"], one.get("snapshots"), one.get("error")) for one in said] == [
         ("a.json", 2, None),
-        ("b.json", None, "1 of 1 records skipped: record 1: not JSON"),
+        ("b.json", None, "1 of 1 records skipped: record 1: not JSON, or longer than 4 MiB with its rows"),
         ("c.ndjson.gz", 2, None),
         ("d.jsonl", 2, None),
     ]
@@ -113,7 +113,7 @@ def test_archive_fails_with_the_name_of_a_damaged_day(tmp_path, path):
     with Database(path).session() as con:
         con.execute(
             "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) SELECT 'SPX', unnest(?), 'gex_zero'",
-            [[DAY_START, DAY_START + 86400]],
+            [[start + i for start in (DAY_START, DAY_START + 86400) for i in range(1000)]],
         )
     done = gex_bridge(tmp_path, "archive", "--keep-days", 1, "--json", code=1)
     said = json.loads(done.stdout)
@@ -125,9 +125,43 @@ def test_archive_says_what_it_moved(tmp_path, path):
     assert "no database" in gex_bridge(tmp_path, "archive", "--keep-days", 1, code=1).stderr
     assert "0 or more" in gex_bridge(tmp_path, "archive", "--keep-days", -1, code=2).stderr
     with Database(path).session() as con:
-        con.execute(f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) VALUES ('SPX', {DAY_START}, 'e')")
-    assert gex_bridge(tmp_path, "archive", "--keep-days", 1).stdout.startswith("1 snapshots, 0 strikes moved, 1 days, ")
+        con.execute(
+            "INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint)"
+            f" SELECT 'SPX', {DAY_START} + i, 'e' FROM range(1000) of(i) UNION ALL SELECT 'NDX', {DAY_START}, 'e'"
+        )
+    done = gex_bridge(tmp_path, "archive", "--keep-days", 1).stdout
+    assert done.startswith("1,000 snapshots, 0 strikes moved, 1 days, ") and "waiting: 1 days with few rows" in done
     said = json.loads(gex_bridge(tmp_path, "archive", "--keep-days", 1, "--json").stdout)
-    assert (said["snapshots"], said["days"], said["left"]) == (0, [], [])
+    assert (said["snapshots"], said["days"], said["left"], said["waiting"]) == (0, [], [], 1)
     with Database(path).session() as con:
-        assert con.execute("SELECT count(*) FROM gex_snapshots_all").fetchone() == (1,)
+        assert con.execute("SELECT count(*) FROM gex_snapshots_all").fetchone() == (1001,)
+
+
+def test_an_import_takes_ticker_and_endpoint_from_the_files_name(tmp_path):
+    (tmp_path / "2025-11-14_NQ_NDX_classic_gex_zero.json").write_text(json.dumps(day(5)))
+    (tmp_path / "other.json").write_text(json.dumps(day(5)))
+    done = gex_bridge(tmp_path, "import", tmp_path / "2025-11-14_NQ_NDX_classic_gex_zero.json", "--json")
+    (said,) = json.loads(done.stdout)["files"]
+    assert (said["ticker"], said["endpoint"], said["foreign"]) == ("NQ_NDX", "gex_zero", 5)
+    assert "give --ticker and --endpoint" in gex_bridge(tmp_path, "import", tmp_path / "other.json", code=1).stderr
+
+
+def test_a_good_import_beside_a_damaged_day_is_said_to_be_good(tmp_path, path):
+    with Database(path).session():
+        pass
+    (tmp_path / "a.json").write_text(json.dumps(day(5)))
+    gex_bridge(tmp_path, "import", tmp_path / "a.json", *OF)
+    for file in (tmp_path / "data" / "lake").rglob("*.parquet"):
+        file.write_bytes(b"x" * 100)
+    (tmp_path / "b.json").write_text(json.dumps(day(5, start=DAY_START + 86400)))
+    done = gex_bridge(tmp_path, "import", tmp_path / "b.json", *OF, "--json")
+    assert json.loads(done.stdout)["files"][0]["snapshots"] == 5
+    assert "Traceback" not in done.stderr
+
+
+def test_links_that_the_download_command_was_given_are_named(tmp_path, path):
+    add(path, ("https://hist.gex.bot/a", "SPX", "e"), ("https://hist.gex.bot/b", "SPX", "e"))
+    with Database(path).session() as con:
+        con.execute("UPDATE gex_history_queue SET status = 'started' WHERE id = 2")
+    said = gex_bridge(tmp_path, "history", HISTORY_DOWNLOAD_COMMAND="true").stderr
+    assert "the download command was given" in said and ": 2;" in said

@@ -180,7 +180,9 @@ def test_a_subdomain_of_an_allowed_host_may_not_point_inside(tmp_path, web, monk
     with pytest.raises(Refused, match="private"):
         fetch(tmp_path, f"http://x.hist.gex.bot:{web.port}/f", ("hist.gex.bot",))
     web.files["/f"] = b"x"
-    assert fetch(tmp_path, f"http://hist.gex.bot:{web.port}/f", ("hist.gex.bot",)).size == 1  # named itself
+    with pytest.raises(Refused, match="private"):  # a default, which no operator named
+        fetch(tmp_path, f"http://hist.gex.bot:{web.port}/f", download.DEFAULT_HOSTS)
+    assert fetch(tmp_path, f"http://own.example:{web.port}/f", ("own.example",)).size == 1  # named itself
     assert len(web.seen) == 1
 
 
@@ -270,3 +272,86 @@ def test_a_damaged_note_beside_the_file_only_costs_a_new_download(tmp_path, web)
     for damage in (b"", b"[]", b"\xff", json.dumps({"of": 5, "mark": 7}).encode()):
         note.write_bytes(damage)
         assert fetch(tmp_path, web.url + "/f").path.read_bytes() == CONTENT
+
+
+def test_the_default_hosts_are_those_of_the_setting():
+    from data_pipeline import config
+
+    row = next(setting for setting in config.SETTINGS if setting.name == "HISTORY_ALLOWED_HOSTS")
+    assert tuple(row.default.split(",")) == download.DEFAULT_HOSTS
+    for url in (
+        "https://nfagexbotresearch.blob.core.windows.net/c/2026-06-16_NQ_NDX_classic_gex_zero.json.gz?sv=1&sig=x",
+        "https://api.gex.bot/v2/hist/SPX/classic/gex_zero/2025-11-14",
+    ):
+        assert download.checked(url, download.DEFAULT_HOSTS)
+
+
+def test_an_answer_that_names_another_address_is_followed(tmp_path, web):
+    web.files["/ask"] = json.dumps({"url": web.url + "/2025-11-14_SPX.json?sig=SECRET"}).encode()
+    web.files["/2025-11-14_SPX.json"] = CONTENT
+    fetched = fetch(tmp_path, web.url + "/ask?noredirect")
+    assert fetched.path.name == "2025-11-14_SPX.json" and fetched.path.read_bytes() == CONTENT
+    assert not list(tmp_path.rglob("ask*")) and not list(tmp_path.rglob(".ask*"))
+
+
+@pytest.mark.parametrize("named", ["https://example.invalid/x.json", "file:///etc/passwd", "http://127.0.0.2/x"])
+def test_an_address_that_an_answer_names_obeys_the_same_rules(tmp_path, web, named):
+    web.files["/ask"] = json.dumps({"url": named}).encode()
+    with pytest.raises(Refused):
+        fetch(tmp_path, web.url + "/ask")
+
+
+def test_answers_that_name_each_other_end(tmp_path, web):
+    web.files["/a"] = json.dumps({"url": "/a"}).encode()
+    with pytest.raises(DownloadFailed, match="redirects"):
+        fetch(tmp_path, web.url + "/a")
+
+
+def test_a_server_that_drips_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stopped = threading.Event()
+
+        def drip():
+            client, _ = listening.accept()
+            with client:
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                try:
+                    while not stopped.wait(0.05):
+                        client.sendall(b"x")
+                except OSError:
+                    pass
+
+        server = threading.Thread(target=drip)
+        server.start()
+        with pytest.raises(DownloadFailed, match="slower than"):
+            fetch(tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}/f", window=0.5)
+        stopped.set()
+        server.join()
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "x..example", "\u2488.example", "xn--\u00e9.example"])
+def test_a_host_that_is_no_name_is_refused(tmp_path, host):
+    with pytest.raises((Refused, DownloadFailed)):
+        fetch(tmp_path, f"http://{host}/f", ("*",))
+
+
+@pytest.mark.parametrize(
+    "link, names",
+    [
+        ("https://hist.gex.bot/2025-11-14_NQ_NDX_classic_gex_zero.json", ("NQ_NDX", "gex_zero")),
+        ("https://b/c/2026-06-16_SPX_classic_gex_full.json.gz?sig=x", ("SPX", "gex_full")),
+        ("https://api.gex.bot/v2/hist/SPX/classic/gex_zero/2025-11-14", ("SPX", "gex_zero")),
+        ("https://hist.gex.bot/whatever.json", ("", "")),
+    ],
+)
+def test_a_links_name_tells_ticker_and_endpoint(link, names):
+    assert download.named_in(link) == names
+
+
+def test_the_api_key_goes_in_the_query_and_nowhere_in_the_clear(tmp_path, web, monkeypatch):
+    parts = download.checked("https://api.gex.bot/v2/hist?noredirect", download.DEFAULT_HOSTS)
+    assert download._target(parts, "K&Y") == "/v2/hist?noredirect&key=K%26Y"
+    monkeypatch.setattr(download, "API_HOSTS", ("127.0.0.1",))
+    web.files["/f"] = CONTENT
+    Download(web.url + "/f", tmp_path, ("127.0.0.1",), api_key="KEY").run()
+    assert "KEY" not in str(web.seen)

@@ -92,6 +92,7 @@ class Writer:
                 settings.history_allowed_hosts,
                 settings.history_max_bytes,
                 HISTORY_SETTLE,
+                api_key=settings.gexbot_api_key,
             )
             self.loader.on_links = self.history.wake
         self.archive = None

@@ -49,7 +49,7 @@ class ArchiveResult:
     ticker or endpoint cannot be a folder, and days that kept changing.
     failed: days whose rows stay in the live tables for something is wrong
     with the lake, and what.  waiting: days with fewer than LEAST_ROWS rows,
-    which stay in the live tables until there are more.
+    which stay in the live tables until there are more, or the lake has that day.
     """
 
     days: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def archive(
     root, result = DataFolder(data_dir).lake, ArchiveResult()
     before = (today or datetime.datetime.now(layout.UTC).date()) - datetime.timedelta(days=keep_days)
     with database.session(wait, checkpoint=False) as con:
-        due, whole = _due(con, before, result)
+        due, whole = _due(con, root, before, result)
     for partition in due:
         try:
             partition.folder
@@ -100,7 +100,9 @@ def archive(
     return result
 
 
-def _due(con: duckdb.DuckDBPyConnection, before: datetime.date, result: ArchiveResult) -> tuple[list[Partition], int]:
+def _due(
+    con: duckdb.DuckDBPyConnection, root: pathlib.Path, before: datetime.date, result: ArchiveResult
+) -> tuple[list[Partition], int]:
     end, _ = Partition("", "", before).bounds
     rows = con.execute(
         f"SELECT ticker, endpoint, second // {layout.DAY} AS day, count(*) FROM"
@@ -114,10 +116,23 @@ def _due(con: duckdb.DuckDBPyConnection, before: datetime.date, result: ArchiveR
     ).fetchall()[0]
     if odd:
         result.left.append(f"{odd} snapshots whose key is not a time")
-    enough = [row for row in rows if row[-1] >= LEAST_ROWS]
-    result.waiting = len(rows) - len(enough)
-    due = [Partition(ticker, endpoint, layout.day_of(day * layout.DAY)) for ticker, endpoint, day, _ in enough]
-    return due, sum(count for *_, count in enough)
+    days = [
+        (Partition(ticker, endpoint, layout.day_of(day * layout.DAY)), count) for ticker, endpoint, day, count in rows
+    ]
+    # What a run that was ended has left of a day goes, however little it is.
+    enough = [(day, count) for day, count in days if count >= LEAST_ROWS or _is_there(root, day)]
+    result.waiting = len(days) - len(enough)
+    return [day for day, _ in enough], sum(count for _, count in enough)
+
+
+def _is_there(root: pathlib.Path, partition: Partition) -> bool:
+    """Whether the lake has that day; also true for one it cannot have, which is then named."""
+    try:
+        return (
+            layout.file_of(root, "strikes", partition).exists() or layout.file_of(root, "snapshots", partition).exists()
+        )
+    except LakeNameError:
+        return True
 
 
 def _move(database: Database, root: pathlib.Path, partition: Partition, wait: float, result: ArchiveResult) -> None:

@@ -117,7 +117,7 @@ def test_links_become_rows_in_the_lake(path, tmp_path, web, caplog):
     )
     assert worked_off(path, tmp_path) == [
         (1, "completed", 1, None),
-        (2, "completed", 1, "1 of 6 records skipped: record 6: not JSON"),
+        (2, "completed", 1, "1 of 6 records skipped: record 6: not JSON, or longer than 4 MiB with its rows"),
         (3, "failed", 1, "no records in the file"),
         (4, "failed", 1, "the server answered 404"),
         (5, "failed", 3, "host 'evil.example' is not in HISTORY_ALLOWED_HOSTS"),

@@ -127,7 +127,7 @@ ARCHIVE_STAGES = {
 @pytest.mark.parametrize("stage", [*ARCHIVE_STAGES, *(f"after {n} ms" for n in (400, 600))])
 def test_an_archive_killed_loses_and_doubles_nothing_and_the_next_one_finishes_it(tmp_path, stage):
     database = Database(tmp_path / "raw" / "gex" / "gex_history.duckdb")
-    fill(database, tmp_path, days=2, per_day=10, strikes=10)
+    fill(database, tmp_path, days=2, per_day=10, strikes=100)
     before = everything(database)
     if stage in ARCHIVE_STAGES:
         reached = ARCHIVE_STAGES[stage](tmp_path / "lake")
@@ -136,7 +136,7 @@ def test_an_archive_killed_loses_and_doubles_nothing_and_the_next_one_finishes_i
         reached = lambda: (time.monotonic() - begun) * 1000 > int(stage.split()[1])  # noqa: E731
     killed_when(command("archive", "--keep-days", 0, "--data-dir", tmp_path), reached)
     assert everything(database) == before
-    assert scan_strikes(data_dir=tmp_path).collect().height == 200
+    assert scan_strikes(data_dir=tmp_path).collect().height == 2000
     completed("archive", "--keep-days", 0, "--data-dir", tmp_path)
     assert everything(database) == before
     with database.session(30) as con:

@@ -16,13 +16,15 @@ def test_a_run_moves_what_is_due_and_one_that_fails_says_why(tmp_path, caplog):
     assert nightly.run() == 1  # there is no database yet
     database = Database(tmp_path / "raw" / "gex" / "gex_history.duckdb")
     with database.session() as con:
-        con.execute(f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) VALUES ('A', {DAY_START}, 'e')")
+        rows = f"SELECT 'A', {DAY_START} + i, 'e' FROM range(1000) of(i)"
+        con.execute(f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) {rows}")
     assert nightly.run() == 0
-    assert nightly.stats() == {"done": 1, "failed": 1} and '"snapshots": 1' in caplog.text
+    assert nightly.stats() == {"done": 1, "failed": 1} and '"snapshots": 1000' in caplog.text
     for file in (tmp_path / "lake").rglob("*.parquet"):
         file.write_bytes(b"x")
     with database.session() as con:
-        con.execute(f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) VALUES ('A', {DAY_START}, 'e')")
+        rows = f"SELECT 'A', {DAY_START} + i, 'e' FROM range(1000) of(i)"
+        con.execute(f"INSERT INTO gex_bridge_snapshots (ticker, timestamp, endpoint) {rows}")
     assert nightly.run() == 1
     assert "ended with 1" in caplog.text and "part-0.parquet is damaged" in caplog.text
 

@@ -194,7 +194,8 @@ def test_the_same_file_again_is_neither_fetched_nor_imported_twice(path, tmp_pat
 def test_a_ticker_is_a_value_wherever_it_goes(path, tmp_path, web, ticker):
     web.files["/a.json"] = json.dumps(day(2)).encode()
     add(path, (f"{web.url}/a.json", ticker, ticker))
-    assert worked_off(path, tmp_path) == [(1, "completed", 1, None)]
+    said = "2 of 2 records name another ticker, as 'SPX'"
+    assert worked_off(path, tmp_path) == [(1, "completed", 1, said)]
     assert scan_snapshots(ticker, data_dir=tmp_path).collect()["endpoint"].to_list() == [ticker] * 2
     assert not (tmp_path / "x").exists() and not list(tmp_path.parent.glob("*.parquet"))
 

@@ -85,7 +85,7 @@ def archive(
         due, whole = _due(con, root, before, result)
     for partition in due:
         try:
-            partition.folder
+            _ = partition.folder
         except LakeNameError as problem:
             result.left.append(str(problem))
             continue

@@ -183,7 +183,7 @@ class Settings:
     max_connections: int = _setting(
         1000, "", "unfinished connections held at once; over it the oldest goes", low=1, high=100000
     )
-    max_body_bytes: int = _setting(32 << 20, "bytes", "largest request body; over it 413", low=1)
+    max_body_bytes: int = _setting(4 << 20, "bytes", "largest request body; over it 413", low=1)
     head_timeout: float = _setting(10, "s", "time for a whole request head; over it 408", low=0.01)
     body_timeout: float = _setting(30, "s", "time for a whole request body; over it 408", low=0.01)
     stop_timeout: float = _setting(

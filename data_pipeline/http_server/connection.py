@@ -29,7 +29,7 @@ _LENGTH = re.compile(rb"-?[0-9]{1,4000}")
 class Limits:
     """max_body in bytes; times in seconds, from the first byte read to the last."""
 
-    max_body: int = 32 << 20
+    max_body: int = 4 << 20
     head_time: float = 10.0
     body_time: float = 30.0
 

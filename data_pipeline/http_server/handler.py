@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler
 
 from data_pipeline.http_server import pages
 from data_pipeline.http_server.connection import Connection
+from data_pipeline.payloads.nesting import is_too_deep
 from data_pipeline.payloads.validation import ValidationError
 from data_pipeline.repository.journal import NotDurable
 
@@ -142,6 +143,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             raise HTTPError(400, "JSON payload is nested too deeply") from None
         except ValueError:  # also a number of more digits than Python converts
             raise HTTPError(400, "Invalid JSON payload") from None
+        if is_too_deep(raw):
+            raise HTTPError(400, "JSON payload is nested too deeply")
         if not isinstance(payload, dict) and not (self.route == "/uw" and self.server.bridge.takes_frames(payload)):
             raise HTTPError(400, "Payload must be a JSON object")
         if log.isEnabledFor(logging.DEBUG):

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from data_pipeline.payloads.store import KINDS, normalise
 
+LONGEST = 256  # characters of ticker, endpoint and received_at
+MOST_STRIKES = 20_000
+
 
 class ValidationError(Exception):
     """The payload is not what the endpoint takes; the text is for the client."""
@@ -47,15 +50,21 @@ def gex_payload(payload: dict, data_key: str = "data", default_kind=None, defaul
         problems.append("ticker: must be a string")
     elif not ticker.strip():
         problems.append("ticker: must not be empty")
+    elif len(ticker) > LONGEST:
+        problems.append(f"ticker: must not be longer than {LONGEST} characters")
     for name, value in (("received_at", received_at), ("endpoint", endpoint)):
         if value is not None and not isinstance(value, str):
             problems.append(f"{name}: must be a string")
+        elif value and len(value) > LONGEST:
+            problems.append(f"{name}: must not be longer than {LONGEST} characters")
     if not isinstance(kind, str) or kind not in KINDS:
         problems.append(f"kind: must be one of {', '.join(KINDS)}")
     if data is None:
         problems.append(f"{data_key}: field required")
     elif not isinstance(data, dict):
         problems.append(f"{data_key}: must be an object")
+    elif isinstance(strikes := data.get("strikes"), list) and len(strikes) > MOST_STRIKES:
+        problems.append(f"{data_key}: must not hold more than {MOST_STRIKES} strikes")
     if problems:
         raise ValidationError("Validation error: " + "; ".join(problems))
     return GexPayload(normalise(ticker), kind, data, endpoint or default_endpoint or endpoint, received_at)

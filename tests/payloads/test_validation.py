@@ -23,11 +23,23 @@ def test_a_good_payload_comes_back_with_its_ticker_in_upper_case():
 
 
 FIELDS = {
-    "ticker": {"field required": [None], "must be a string": [5, [], {}, False], "must not be empty": ["", " \t\n"]},
-    "received_at": {"must be a string": [5, [], {}, False, 0]},
-    "endpoint": {"must be a string": [5, [], {}, True]},
+    "ticker": {
+        "field required": [None],
+        "must be a string": [5, [], {}, False],
+        "must not be empty": ["", " \t\n"],
+        "must not be longer than 256 characters": ["x" * 257, "\N{GRINNING FACE}" * 257],
+    },
+    "received_at": {
+        "must be a string": [5, [], {}, False, 0],
+        "must not be longer than 256 characters": ["x" * 257],
+    },
+    "endpoint": {"must be a string": [5, [], {}, True], "must not be longer than 256 characters": ["x" * 257]},
     "kind": {"must be one of majors, maxchange, snapshot": [None, "", "Snapshot", 5, [], {}, ["snapshot"]]},
-    "data": {"field required": [None], "must be an object": [[], "text", 5, False]},
+    "data": {
+        "field required": [None],
+        "must be an object": [[], "text", 5, False],
+        "must not hold more than 20000 strikes": [{"strikes": [0] * 20_001}],
+    },
 }
 CASES = [(f, w, value) for f, wordings in FIELDS.items() for w, values in wordings.items() for value in values]
 
@@ -107,3 +119,17 @@ def test_a_history_link_takes_the_first_truthy_of_endpoint_feed_and_kind():
 def test_a_link_without_url_ticker_or_endpoint_is_refused(missing, value):
     with pytest.raises(ValidationError, match="^Missing url, ticker, or endpoint$"):
         history_link({"url": "http://x", "ticker": "spx", "endpoint": "a", missing: value})
+
+
+def test_the_longest_texts_and_the_most_strikes_are_taken():
+    text = "\N{GRINNING FACE}" * 256
+    data = {"strikes": [[1, 2]] * 20_000}
+    found = gex_payload({**GOOD, "ticker": text, "endpoint": text, "received_at": text, "data": data})
+    assert (found.ticker, found.endpoint, found.received_at, found.data) == (text, text, text, data)
+
+
+def test_strikes_of_a_uw_payload_are_counted_under_its_own_name():
+    payload = {"ticker": "SPX", "payload": {"strikes": [0] * 20_001}}
+    assert problems(payload, "payload", "snapshot") == (
+        "Validation error: payload: must not hold more than 20000 strikes"
+    )

@@ -10,18 +10,23 @@ import socket
 import time
 from dataclasses import dataclass
 
+from data_pipeline.http_server.body import CODINGS, BadBody, Chunks
+
 HEAD_LIMIT = 256 << 10  # bytes
 LINE_LIMIT = 65536  # bytes; the standard library's
 SEND_TIME = 10.0  # s for a client to take its answer
 DRAIN_TIME = 1.0  # s to go on reading from a client that was answered early
 RECEIVE = 64 << 10  # bytes
 
+SHORT = "Request body is shorter than its Content-Length"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 _NOTHING = memoryview(b"")
 _HEAD_END = re.compile(rb"\n\r?\n")
 # Header lines as RFC 9112 has them, and none that two readers could read in two ways: no folding, no blank
 # before the colon, no NUL or lone CR.
 _HEADERS = re.compile(rb"(?:[!-9;-~]+:[^\x00\r\n]*\r?\n)*\r?\n")
-_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding):(.*)")
+_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding|content-encoding|expect):(.*)")
 _LENGTH = re.compile(rb"-?[0-9]{1,4000}")
 
 
@@ -64,6 +69,8 @@ class Connection:
         self._head_end = 0
         self._searched = 0
         self._end = 0
+        self._chunks: Chunks | None = None
+        self.coding = b""  # of the body, one of CODINGS
 
     @property
     def head(self) -> bytes:
@@ -71,6 +78,9 @@ class Connection:
 
     @property
     def body(self) -> bytes:
+        """As it was sent, without chunks but still packed as `coding` says."""
+        if self._chunks:
+            return bytes(self._chunks.body)
         return bytes(self._buffer[self._head_end : self._end]) if self._head_end else b""
 
     @property
@@ -124,10 +134,12 @@ class Connection:
             self.deadline = time.monotonic() + SEND_TIME
             del self._buffer[: self._end or self._head_end]  # and `has_unread` stays as it is
             self._end = self._head_end = 0
+            self._chunks = None
         elif self.has_unread:
             self.draining = True
             self.deadline = time.monotonic() + DRAIN_TIME
             self._buffer.clear()
+            self._chunks = None
         return self.draining or bool(self.unsent)
 
     def expire(self) -> None:
@@ -152,7 +164,7 @@ class Connection:
 
     def _cut_off(self) -> None:
         if self._head_end:
-            self._fail(400, "Request body is shorter than its Content-Length")
+            self._fail(400, "Request body is not whole" if self._chunks else SHORT)
         elif self._buffer:
             self._fail(400, "Request head is incomplete", in_head=True)
         else:
@@ -163,8 +175,13 @@ class Connection:
             return
         if not self._end:
             self._frame()
-        if not self.ready and len(self._buffer) >= self._end:
-            self.ready = True
+        if self.ready:
+            return
+        try:
+            whole = self._chunks.take(self._buffer, self._head_end) if self._chunks else len(self._buffer) >= self._end
+        except BadBody as problem:
+            return self._fail(problem.status, problem.message)
+        self.ready = self.ready or whole
 
     def _find_head(self) -> bool:
         """Whether the head is whole; a first line that can have no head behind it is ready as it is."""
@@ -200,16 +217,31 @@ class Connection:
         headers = head.index(b"\n") + 1
         if not _HEADERS.fullmatch(head, headers):
             return self._fail(400, "Malformed request head")
-        lengths = set()
+        lengths, chunked, waits = set[int](), False, False
         for name, value in _FRAMING.findall(head, headers):
-            if name.lower() == b"transfer-encoding":
-                return self._fail(400, "Transfer-Encoding is not supported")
-            if not _LENGTH.fullmatch(value.strip(b" \t\r")):
-                return self._fail(400, "Invalid Content-Length")
-            lengths.add(int(value))
-        if len(lengths) > 1:
+            name, value = name.lower(), value.strip(b" \t\r")
+            if name == b"content-length":
+                if not _LENGTH.fullmatch(value):
+                    return self._fail(400, "Invalid Content-Length")
+                lengths.add(int(value))
+            elif name == b"transfer-encoding":
+                if chunked or value.lower() != b"chunked":
+                    return self._fail(400, "Transfer-Encoding is not supported")
+                chunked = True
+            elif name == b"content-encoding":
+                if self.coding or value.lower() not in CODINGS:
+                    return self._fail(415, "Content-Encoding is not supported")
+                self.coding = value.lower()
+            else:
+                waits = value.lower() == b"100-continue"
+        if len(lengths) + chunked > 1:
             return self._fail(400, "Conflicting Content-Length")
         length = max(0, *lengths) if lengths else 0
         if length > self.limits.max_body:
             return self._fail(413, "Request body is too large")
         self._end += length
+        if chunked:
+            self._chunks = Chunks(self.limits.max_body)
+        if waits and (length or chunked) and len(self._buffer) == self._head_end:
+            # It sends its body only now.  These are the first bytes on this socket: they fit.
+            self.sock.send(CONTINUE, socket.MSG_DONTWAIT)

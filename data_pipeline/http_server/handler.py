@@ -1,5 +1,6 @@
 """`GEXBridgeRequestHandler`: routes, bodies, answers.  Nothing else speaks HTTP inwards."""
 
+import codecs
 import io
 import json
 import logging
@@ -7,6 +8,7 @@ import re
 from http.server import BaseHTTPRequestHandler
 
 from data_pipeline.http_server import pages
+from data_pipeline.http_server.body import BadBody, unpack
 from data_pipeline.http_server.connection import Connection
 from data_pipeline.payloads.nesting import is_too_deep
 from data_pipeline.payloads.validation import ValidationError
@@ -14,6 +16,7 @@ from data_pipeline.repository.journal import NotDurable
 
 log = logging.getLogger("webhook")
 
+_HOST = re.compile(r"\Ahttps?://[^/?#]*(?=/)", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -81,7 +84,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     @property
     def route(self) -> str:
         """Everything after the host, without slashes at its end."""
-        return getattr(self, "path", "").rstrip("/")
+        return _HOST.sub("", getattr(self, "path", ""), count=1).rstrip("/")
 
     def do_OPTIONS(self) -> None:
         if self.route not in self.ROUTES:
@@ -108,6 +111,13 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         except Exception as problem:
             self._fail(problem)
 
+    def do_HEAD(self) -> None:
+        """As GET, without the body; on other paths 501, as the standard library answers it."""
+        self.do_GET()
+        head, end, _ = self.wfile.getvalue().partition(b"\r\n\r\n")
+        self.wfile = io.BytesIO()
+        self.wfile.write(head + end)
+
     def do_POST(self) -> None:
         try:
             if self.route not in self.ROUTES:
@@ -132,7 +142,11 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         """The request body, as bytes and as the object it is.  Raises HTTPError."""
         if self.request.problem:
             raise HTTPError(self.request.problem.status, self.request.problem.message)
-        raw = self.request.body
+        try:
+            raw = unpack(self.request.body, self.request.coding, self.request.limits.max_body)
+        except BadBody as problem:
+            raise HTTPError(problem.status, problem.message) from None
+        raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw:
             raise HTTPError(400, "Empty request body")
         try:

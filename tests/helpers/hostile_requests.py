@@ -80,8 +80,8 @@ LENGTHS = [
 ]
 
 TRANSFER = [
-    # [contract]: Transfer-Encoding is a 400
-    ("chunked", post(b"Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)), False, {400}),
+    # [contract]: Transfer-Encoding is a 400 unless it is chunked and nothing else
+    ("chunked", post(b"Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)), False, {202}),
     ("chunked with a length", post(b"Transfer-Encoding: chunked", b"Content-Length: " + LENGTH), False, {400}),
     ("a length, then chunked", post(b"Content-Length: " + LENGTH, b"Transfer-Encoding: chunked"), False, {400}),
     ("chunked in odd case", post(b"tRANSFER-eNCODING: cHUNKED", b"Content-Length: " + LENGTH), False, {400}),

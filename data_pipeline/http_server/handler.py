@@ -68,7 +68,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         for level, line in self._lines:
             log.log(level, "%s", line)
         known = self.route in self.ROUTES or self.route in pages.ROUTES
-        self.server.count(self.route if known else "other", self.status)
+        if self.status:  # an empty request line gets no answer
+            self.server.count(self.route if known else "other", self.status)
 
     def handle(self) -> None:
         self.close_connection = True

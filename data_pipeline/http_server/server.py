@@ -104,7 +104,11 @@ class BridgeServer(socketserver.TCPServer):
                     log.error("cannot accept: %s", problem)
                     time.sleep(0.1)
                 continue
-            self._begin(Connection(sock, address, self.limits))
+            try:
+                self._begin(Connection(sock, address, self.limits))
+            except Exception:  # no memory, no thread: one connection's failure is its own, the worker goes on
+                log.exception("a connection of %s failed", address[0])
+                sock.close()
 
     def _begin(self, connection: Connection) -> None:
         """Answer a client that sends its request at once; the others go to the waiting room."""

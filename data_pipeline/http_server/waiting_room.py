@@ -1,5 +1,6 @@
 """Where connections wait that have not sent, or not taken, everything yet: one thread for all of them."""
 
+import logging
 import selectors
 import socket
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 from data_pipeline.http_server.connection import Connection
 
+log = logging.getLogger("webhook")
 MOST_UNSENT = 64 << 20  # bytes of answers that clients take their time to read, all together
 MOST_DRAINING = 100  # such clients at once
 SWEEP = 0.25  # s between two looks at the deadlines
@@ -143,6 +145,9 @@ class WaitingRoom:
             return
         except OSError:
             connection.silent = done = True
+        except Exception:  # no memory: one connection's failure is its own, the room goes on
+            log.exception("a connection of %s failed", connection.address[0])
+            connection.silent = done = True
         if done:
             self._release(connection)
 
@@ -158,8 +163,15 @@ class WaitingRoom:
         self._held -= held
         self._selector.unregister(connection.sock)
         if not (held or connection.draining or connection.silent):
-            self.on_ready(connection)
+            self._hand_over(connection)
         elif held and connection.linger():
             self._enter(connection)
         else:
+            connection.sock.close()
+
+    def _hand_over(self, connection: Connection) -> None:
+        try:
+            self.on_ready(connection)
+        except Exception:  # "can't start new thread": the others still wait here
+            log.exception("a request of %s could not be handed over", connection.address[0])
             connection.sock.close()

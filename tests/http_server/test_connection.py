@@ -383,6 +383,23 @@ def test_a_request_that_comes_as_the_room_is_filled_is_taken(waiting):
     eventually(lambda: len(room.ready) == 4)
 
 
+def test_a_request_that_cannot_be_handed_over_ends_alone(waiting):
+    room = waiting()
+    taken = room.waiting_room.on_ready
+
+    def on_ready(connection):
+        room.waiting_room.on_ready = taken
+        raise RuntimeError("can't start new thread")
+
+    room.waiting_room.on_ready = on_ready
+    first, second = room.add(), room.add()
+    first.sendall(HEAD + BODY)
+    assert first.recv(1) == b"", "closed"
+    second.sendall(HEAD + BODY)
+    eventually(lambda: room.ready)
+    assert room.ready[0].problem is None
+
+
 def test_who_leaves_without_a_word_is_forgotten(waiting):
     room = waiting()
     room.add().close()

@@ -84,6 +84,11 @@ class Connection:
         return bytes(self._buffer[self._head_end : self._end]) if self._head_end else b""
 
     @property
+    def size(self) -> int:
+        """Bytes of memory that its request takes up."""
+        return len(self._buffer) + (len(self._chunks.body) if self._chunks else 0)
+
+    @property
     def has_unread(self) -> bool:
         """Whether closing now could cut the answer off: the client may have sent more than was read."""
         return self.problem is not None or len(self._buffer) > (self._end or self._head_end)

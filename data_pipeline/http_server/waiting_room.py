@@ -11,6 +11,7 @@ from data_pipeline.http_server.connection import Connection
 
 log = logging.getLogger("webhook")
 MOST_UNSENT = 64 << 20  # bytes of answers that clients take their time to read, all together
+MOST_RECEIVED = 256 << 20  # bytes of unfinished requests, all together
 MOST_DRAINING = 100  # such clients at once
 SWEEP = 0.25  # s between two looks at the deadlines
 
@@ -22,7 +23,8 @@ class WaitingRoom:
     is ready; it must not block.  Over `most` connections the oldest is
     refused, or closed if its answer is on the way.  Those that are only
     drained are none of them, or each one refused would push out the next;
-    over MOST_DRAINING the oldest is closed.
+    over MOST_DRAINING the oldest is closed.  Over MOST_RECEIVED bytes of
+    unfinished requests the largest is refused.
     """
 
     def __init__(self, most: int, on_ready: Callable[[Connection], None]):
@@ -36,6 +38,7 @@ class WaitingRoom:
         self._waiting: dict[Connection, int] = {}
         self._draining: dict[Connection, int] = {}
         self._held = 0
+        self._received = 0  # the sum of what the connections have sent
         self._closing = self._closed = False
         self._until = 0.0
         self._wake_in, self._wake_out = socket.socketpair()
@@ -118,6 +121,7 @@ class WaitingRoom:
         held = len(connection.unsent.obj)
         self._room_of(connection)[connection] = held
         self._held += held
+        self._received += connection.size
         self._selector.register(connection.sock, selectors.EVENT_WRITE if held else selectors.EVENT_READ, connection)
 
     def _room_of(self, connection: Connection) -> dict[Connection, int]:
@@ -128,6 +132,8 @@ class WaitingRoom:
             self._refuse(next(iter(self._waiting)))
         while len(self._draining) > MOST_DRAINING:
             self._release(next(iter(self._draining)))
+        while self._received > MOST_RECEIVED and self._waiting:
+            self._refuse(max(self._waiting, key=lambda connection: connection.size))
         if self._held > MOST_UNSENT:
             # The newest stays, however much it is: there is always one that gets its answer.
             for connection in [c for c, held in self._waiting.items() if held][:-1]:
@@ -139,6 +145,7 @@ class WaitingRoom:
         self._release(connection)
 
     def _serve(self, connection: Connection) -> None:
+        before = connection.size
         try:
             done = connection.send(connection.unsent) if connection.unsent else connection.receive()
         except (BlockingIOError, InterruptedError):
@@ -148,6 +155,7 @@ class WaitingRoom:
         except Exception:  # no memory: one connection's failure is its own, the room goes on
             log.exception("a connection of %s failed", connection.address[0])
             connection.silent = done = True
+        self._received += connection.size - before
         if done:
             self._release(connection)
 
@@ -161,6 +169,7 @@ class WaitingRoom:
         """It waits for nothing more here: a request is answered, an answer that is sent may have to be followed up."""
         held = self._room_of(connection).pop(connection)
         self._held -= held
+        self._received -= connection.size
         self._selector.unregister(connection.sock)
         if not (held or connection.draining or connection.silent):
             self._hand_over(connection)

@@ -400,6 +400,21 @@ def test_a_request_that_cannot_be_handed_over_ends_alone(waiting):
     assert room.ready[0].problem is None
 
 
+def test_the_largest_unfinished_request_is_refused_when_all_together_are_too_large(waiting, monkeypatch):
+    monkeypatch.setattr(waiting_room, "MOST_RECEIVED", 10_000)
+    room = waiting()
+    large, small = room.add(), room.add()
+    head = b"POST /gex HTTP/1.1\r\nContent-Length: 9000\r\n\r\n"
+    small.sendall(head + b"x" * 3000)
+    large.sendall(head + b"x" * 8000)
+    eventually(lambda: room.ready)
+    assert (room.ready[0].address[1], room.ready[0].problem.status) == (0, 503)
+    small.sendall(b"x" * 6000)
+    eventually(lambda: len(room.ready) == 2)
+    assert (room.ready[1].address[1], room.ready[1].problem) == (1, None)
+    assert room.waiting_room._received == 0
+
+
 def test_who_leaves_without_a_word_is_forgotten(waiting):
     room = waiting()
     room.add().close()

@@ -19,7 +19,7 @@ def lock_holders(path: pathlib.Path) -> list[int]:
     pids = set()
     for line in lines:
         words = line.split()
-        if "->" in words:  # one that waits
+        if "->" in words or words[5].startswith("<none>"):  # one that waits; one on a file without an inode
             continue
         major, minor, inode = words[5].split(":")
         # On btrfs and overlayfs stat has another device than this; there only `openers` finds them.

@@ -64,3 +64,16 @@ def test_the_command_line_of_another_process_cannot_write_on_the_terminal():
         shown = holders.command_of(child.pid)
         child.communicate(b"\n")
     assert "\x1b" not in shown and shown.isascii()
+
+
+def test_a_lock_on_a_file_without_an_inode_hides_no_other_holder(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path) as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        proc = tmp_path / "proc"
+        proc.mkdir()
+        nameless = "1: POSIX  ADVISORY  WRITE 123 <none>:0 0 EOF\n"
+        (proc / "locks").write_text(nameless + pathlib.Path("/proc/locks").read_text())
+        monkeypatch.setattr(holders, "PROC", proc)
+        assert holders.lock_holders(path) == [os.getpid()]

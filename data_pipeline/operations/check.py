@@ -205,6 +205,8 @@ class Check:
                 note = json.loads((folder / name).read_bytes())
             except (OSError, ValueError):
                 continue
+            if not isinstance(note, dict) or not isinstance(note.get("position"), int):
+                continue  # _read_note says so
             if self._journal_id and note.get("journal") != self._journal_id:
                 self._note("journal", folder / name, "of another journal, so it does not count")
             elif not self.running and note["position"] < self._journal_end:

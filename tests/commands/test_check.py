@@ -183,6 +183,13 @@ def test_a_note_of_a_reader_that_is_not_readable_keeps_the_server_from_starting_
         assert bridge.stop() == 0
 
 
+@pytest.mark.parametrize("content", ["[]", '{"position": "1"}'])
+def test_a_note_of_a_reader_that_is_json_but_no_note_is_named(data, content):
+    (data / "journal" / "files.position").write_text(content)
+    code, result = check(data)
+    assert code == 1 and "journal/files.position" in problems(result)
+
+
 def test_a_reader_ahead_of_the_journal_is_named(data):
     note = data / "journal" / "depth.position"
     note.write_text(json.dumps({**json.loads(note.read_text()), "position": 99}))

@@ -1,11 +1,15 @@
 """gex-bridge migrate: see data_pipeline.migration.migrate."""
 
+import argparse
 import json
 import pathlib
-import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline import config
+
+if TYPE_CHECKING:
+    from data_pipeline.migration.migrate import Migration, TableResult
 
 HELP = "move the original's SQLite file into the database, proven, also while the server runs"
 
@@ -14,7 +18,8 @@ HELP = "move the original's SQLite file into the database, proven, also while th
 COUNTS = ("rows", "new", "same", "replaced", "lost", "unfit_rows", "unfit_values")
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument("old", metavar="OLD.db", type=pathlib.Path, help="the original's file; it is only read")
     parser.add_argument("--merge", action="store_true", help="the database may have rows already")
     parser.add_argument(
@@ -34,12 +39,13 @@ def add_arguments(parser) -> None:
     config.add_flags(parser, only=("DATA_DIR",))
 
 
-def run(args, settings) -> int:
-    # Imported here: they are heavy, and only this command needs them.
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Move, or look; returns the exit code.  Raises MigrationError, OldFileError, DatabaseBusy, NotADatabase."""
+    # Imported here: it is heavy, and only this command needs it.
     import duckdb
 
-    from data_pipeline.migration import migrate, old_file
-    from data_pipeline.repository import database, foreign_file
+    from data_pipeline.migration import migrate
+    from data_pipeline.repository import database
 
     migration = migrate.Migration(args.old, settings.database, args.merge, args.prefer, args.report)
     if args.dry_run and not args.report:
@@ -47,22 +53,17 @@ def run(args, settings) -> int:
     started = time.monotonic()
     try:
         migration.look() if args.dry_run else migration.run()
-    except (migrate.MigrationError, old_file.LegacyError, foreign_file.NotADatabase) as problem:
-        print(f"gex-bridge migrate: {problem}", file=sys.stderr)
-        return 1
-    except (database.DatabaseBusy, database.DatabaseDamaged, duckdb.Error, OSError) as problem:
-        print(f"gex-bridge migrate: {problem}", file=sys.stderr)
-        print("gex-bridge migrate: what was moved stays; the same command goes on from there", file=sys.stderr)
-        return 1
+    except (duckdb.Error, OSError) as problem:
+        said = database.first_line(problem) if isinstance(problem, duckdb.Error) else str(problem)
+        raise migrate.MigrationError(f"{said}; what was moved stays, run the same command again") from problem
     except KeyboardInterrupt:
-        print("gex-bridge migrate: interrupted; the same command goes on from there", file=sys.stderr)
-        return 1
+        raise migrate.MigrationError("interrupted; what was moved stays, run the same command again") from None
     result = _result(migration, args.dry_run, time.monotonic() - started)
     print(json.dumps(result, indent=2) if args.json else _text(result))
     return 0
 
 
-def _result(migration, dry_run: bool, seconds: float) -> dict:
+def _result(migration: "Migration", dry_run: bool, seconds: float) -> dict[str, Any]:
     report = migration.report
     return {
         "source": str(migration.old),
@@ -76,8 +77,8 @@ def _result(migration, dry_run: bool, seconds: float) -> dict:
     }
 
 
-def _table(r, dry_run: bool) -> dict:
-    counts = {name: getattr(r, name) for name in COUNTS}
+def _table(r: "TableResult", dry_run: bool) -> dict[str, Any]:
+    counts: dict[str, Any] = {name: getattr(r, name) for name in COUNTS}
     if not dry_run:
         # Rows that lost are in the report, not in the database: their sums count on its side.
         both = r.moved + r.gave_way
@@ -89,7 +90,7 @@ def _table(r, dry_run: bool) -> dict:
     return counts
 
 
-def _text(result: dict) -> str:
+def _text(result: dict[str, Any]) -> str:
     lines = [f"{'table':<22}" + "".join(f"{name.replace('_', ' '):>13}" for name in COUNTS)]
     for table, r in result["tables"].items():
         lines.append(f"{table:<22}" + "".join(f"{r[name]:>13}" for name in COUNTS))

@@ -57,7 +57,7 @@ class Outcome:
     found: Sums
 
 
-def sums(con, relation: str, table: str, among: str | None = None) -> Sums:
+def sums(con: duckdb.DuckDBPyConnection, relation: str, table: str, among: str | None = None) -> Sums:
     """Of the rows of `relation` (SQL that has the columns of `table`), or of those whose key is `among` others."""
     names = schema.columns(table)
     each = ", ".join(f"coalesce(bit_xor(hash(row_key, {n})), 0)" for n in names)
@@ -69,7 +69,7 @@ def sums(con, relation: str, table: str, among: str | None = None) -> Sums:
     return Sums(rows, dict(zip(names, totals)))
 
 
-def put_new(con, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:
+def put_new(con: duckdb.DuckDBPyConnection, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:
     """Begin a transaction and insert rows whose keys the table does not have; the caller commits.
 
     None, rolled back, where the table has one of them, or the batch has one
@@ -80,7 +80,7 @@ def put_new(con, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:
     con.register("batch", batch)
     con.begin()
     try:
-        con.execute(f"INSERT INTO {table} SELECT * FROM batch")
+        con.execute(f"INSERT INTO {table} ({_names(table)}) SELECT {_names(table)} FROM batch")
     except duckdb.ConstraintException:
         con.rollback()
         return None
@@ -89,7 +89,9 @@ def put_new(con, table: str, batch: pa.Table, expected: Sums) -> Outcome | None:
     return _proven(con, table, batch, expected, outcome, "batch")
 
 
-def put_among_others(con, table: str, batch: pa.Table, expected: Sums, prefer: str) -> Outcome:
+def put_among_others(
+    con: duckdb.DuckDBPyConnection, table: str, batch: pa.Table, expected: Sums, prefer: str
+) -> Outcome:
     """As `put_new`, with rows that have a key of the batch in the table, or in the batch itself.
 
     prefer: which of two different rows with one key is kept, `old` (the
@@ -102,11 +104,11 @@ def put_among_others(con, table: str, batch: pa.Table, expected: Sums, prefer: s
     mine = con.sql(f"{chosen} ({wins})").to_arrow_table()
     lost = con.sql(f"SELECT * FROM fated WHERE fate IN ({loses})").to_arrow_table()
     replaced = con.sql(
-        f"SELECT live.* FROM {_near(table, batch)} live"
+        f"SELECT {_names(table, 'live.')} FROM {_near(table, batch)} live"
         f" SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})" + " LIMIT 0" * (prefer == "new")
     ).to_arrow_table()
     con.register("mine", mine)
-    con.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM mine")
+    con.execute(f"INSERT OR REPLACE INTO {table} ({_names(table)}) SELECT {_names(table)} FROM mine")
     con.register("staying", con.sql(f"{chosen} ({wins}, 'same')").to_arrow_table())
     con.register("lost", lost)
     counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
@@ -115,7 +117,9 @@ def put_among_others(con, table: str, batch: pa.Table, expected: Sums, prefer: s
     return _proven(con, table, batch, expected, outcome, "staying")
 
 
-def _proven(con, table: str, batch: pa.Table, expected: Sums, outcome: Outcome, staying: str) -> Outcome:
+def _proven(
+    con: duckdb.DuckDBPyConnection, table: str, batch: pa.Table, expected: Sums, outcome: Outcome, staying: str
+) -> Outcome:
     outcome.found = sums(con, _near(table, batch), table, among=staying)
     if differing := expected.differs_from(outcome.found + outcome.gave_way):
         con.rollback()
@@ -123,7 +127,7 @@ def _proven(con, table: str, batch: pa.Table, expected: Sums, outcome: Outcome, 
     return outcome
 
 
-def fates(con, table: str, batch: pa.Table) -> pa.Table:
+def fates(con: duckdb.DuckDBPyConnection, table: str, batch: pa.Table) -> pa.Table:
     """The batch with a column `fate`: new, same, differs (from the row in the table), or again (in the batch)."""
     con.register("numbered", batch.append_column("row_number", pa.array(range(len(batch)), pa.int64())))
     names, keys = schema.columns(table), schema.KEYS[table]
@@ -136,13 +140,9 @@ def fates(con, table: str, batch: pa.Table) -> pa.Table:
     ).to_arrow_table()
 
 
-def take_back(con, table: str, mine: pa.Table, replaced: pa.Table) -> None:
-    """Undo what was put: within the caller's transaction, and only rows that are still as they were put."""
-    con.register("mine", mine)
-    con.register("replaced", replaced)
-    same = " AND ".join(f"{table}.{n} IS NOT DISTINCT FROM mine.{n}" for n in schema.columns(table))
-    con.execute(f"DELETE FROM {table} USING mine WHERE {same}")
-    con.execute(f"INSERT INTO {table} SELECT * FROM replaced ON CONFLICT DO NOTHING")
+def _names(table: str, prefix: str = "") -> str:
+    """Our columns by name: other programs may have added some of their own."""
+    return ", ".join(prefix + name for name in schema.columns(table))
 
 
 def _keys(table: str) -> str:

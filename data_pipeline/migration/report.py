@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from typing import TextIO
 
 
 class Report:
@@ -16,9 +17,9 @@ class Report:
     def __init__(self, path: pathlib.Path | None):
         self.path = path
         self.lines = 0
-        self._file = None
+        self._file: TextIO | None = None
 
-    def add(self, **line) -> None:
+    def add(self, **line: object) -> None:
         self.lines += 1
         if self.path is None:
             return
@@ -40,5 +41,5 @@ class Report:
             self._file = None
 
 
-def _shown(value):
+def _shown(value: object) -> object:
     return {"hex": value.hex()} if isinstance(value, bytes) else str(value)

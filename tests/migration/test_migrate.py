@@ -14,6 +14,7 @@ from data_pipeline.migration import merge, migrate, old_file
 from data_pipeline.repository import database, schema
 from tests.helpers import old_files
 from tests.helpers.old_files import RECORDED, duckdb_rows, insert, make, snapshot, sqlite_rows, webhook
+from tests.helpers.support import read
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_the_recorded_file_arrives_to_the_cell(target):
     assert look_of(RECORDED.parent) == before
     assert all(r.is_proven and r.rows == r.new for r in done.results.values())
     assert done.results["gex_bridge_strikes"].moved.rows == 270
-    assert not done.report.path.exists() and not done.folder.exists()
+    assert not done.report.path.exists() and not target.with_suffix(".migrating").exists()
 
 
 def test_new_ids_go_on_after_the_highest_even_of_deleted_rows(tmp_path, target):
@@ -276,7 +277,7 @@ def test_a_damaged_file_is_refused_and_nothing_changed(tmp_path, target):
     content = bytearray(RECORDED.read_bytes())
     content[4096 * 12 :] = os.urandom(len(content) - 4096 * 12)
     old.write_bytes(content)
-    with pytest.raises((old_file.LegacyError, migrate.MigrationError)):
+    with pytest.raises((old_file.OldFileError, migrate.MigrationError)):
         move(old, target)
     assert list(target.parent.iterdir()) == []
 
@@ -286,77 +287,82 @@ def test_what_is_no_sqlite_file_is_refused(tmp_path, target, content):
     old = tmp_path / "old.db"
     if content is not None:
         old.write_bytes(content)
-    with pytest.raises(old_file.LegacyError, match="old.db"):
+    with pytest.raises(old_file.OldFileError, match="old.db"):
         move(old, target)
     assert not target.exists()
 
 
-def test_rows_that_differ_after_the_move_are_taken_back(tmp_path, target, monkeypatch):
+def test_a_batch_that_differs_after_the_move_is_not_moved_and_named(tmp_path, target, monkeypatch):
     monkeypatch.setattr(migrate, "BATCH_ROWS", 2)
-    monkeypatch.setattr(migrate, "SESSION_ROWS", 2)
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(n, f"{n}") for n in range(1, 6)]})
-    insert(target, "universal_webhooks", webhook(1, '"live"'))
-    before = duckdb_rows(target)
     put = merge.put_new
-    seen = []
 
     def damaging(con, table, batch, expected):
         if batch.column("id")[0].as_py() == 5:
-            seen.extend(con.execute("SELECT payload_json FROM universal_webhooks ORDER BY id").fetchall())
             batch = batch.set_column(2, "payload_json", [["damaged"]])
         return put(con, table, batch, expected)
 
     monkeypatch.setattr(merge, "put_new", damaging)
-    with pytest.raises(migrate.MigrationError, match="taken back"):
-        move(old, target, merge=True, prefer="old")
-    assert [payload for (payload,) in seen] == ["1", "2", "3", "4"]  # so far it had been moved
-    assert duckdb_rows(target) == before
+    with pytest.raises(migrate.MigrationError, match="payload_json.*was not moved"):
+        move(old, target)
+    assert [row[2] for row in duckdb_rows(target)["universal_webhooks"]] == ["1", "2", "3", "4"]
+    monkeypatch.setattr(merge, "put_new", put)
+    assert all(result.is_proven for result in move(old, target).results.values())
+    assert [row[2] for row in duckdb_rows(target)["universal_webhooks"]] == ["1", "2", "3", "4", "5"]
 
 
-def test_a_damaged_copy_is_found_before_anything_is_moved(target, monkeypatch):
-    write = migrate._write_table
-
-    def damaging(path, rows):
-        write(path, rows)
-        if path.name.startswith("gex_bridge_strikes."):
-            content = bytearray(path.read_bytes())
-            content[content.index(b"gex_zero")] ^= 1
-            path.write_bytes(content)
-
-    monkeypatch.setattr(migrate, "_write_table", damaging)
-    with pytest.raises(migrate.MigrationError, match="nothing was changed"):
-        move(RECORDED, target)
-    assert not target.exists()
+def test_a_row_changed_while_it_was_read_fails_the_proof(tmp_path, target, monkeypatch):
+    old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(1, "1")]})
+    sums = merge.sums
+    monkeypatch.setattr(
+        merge, "sums", lambda *args, **more: merge.Sums(1, {"id": 1}) if not more else sums(*args, **more)
+    )
+    with pytest.raises(migrate.MigrationError, match="differs"):
+        move(old, target)
+    assert duckdb_rows(target)["universal_webhooks"] == []
 
 
 def test_killed_in_the_middle_the_same_command_goes_on(tmp_path, target):
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(n, f"{n}") for n in range(1, 301)]})
     script = f"""
-import sys
 from data_pipeline.migration import migrate
-migrate.BATCH_ROWS, migrate.SESSION_ROWS, migrate.PAUSE = 10, 20, 0.05
-migrate.Migration({str(old)!r}, {str(target)!r}, prefer="old", show=False).run()
+migrate.BATCH_ROWS, migrate.PAUSE = 10, 0.05
+migrate.Migration({str(old)!r}, {str(target)!r}, show=False).run()
 """
     child = subprocess.Popen([sys.executable, "-c", script])
-    moved = target.parent / f"{target.stem}.migrating"
-    _until(lambda: len(list(moved.glob("universal_webhooks.*.json"))) > 6)
+    count = "SELECT count(*) FROM universal_webhooks"
+    _until(lambda: target.exists() and read(target, count)[0][0] > 60)
     child.kill()
     child.wait()
     assert 0 < len(duckdb_rows(target)["universal_webhooks"]) < 300
     # A change the server makes meanwhile to a row that was moved already stays.
     with database.Database(target).session(wait=10) as con:
         con.execute("UPDATE universal_webhooks SET payload_json = 'newer' WHERE id = 1")
-    with pytest.raises(migrate.MigrationError, match="unfinished"):
+    with pytest.raises(migrate.MigrationError, match="in use"):
         move(RECORDED, target)
     subprocess.run([sys.executable, "-c", script], check=True)
     rows = duckdb_rows(target)["universal_webhooks"]
     assert [(r[0], r[2]) for r in rows] == [(1, "newer")] + [(n, f"{n}") for n in range(2, 301)]
-    assert not moved.exists()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, target):
+    os.mkfifo(tmp_path / "old.db")
+    with pytest.raises(old_file.OldFileError, match="not a plain file"):
+        move(tmp_path / "old.db", target)
+
+
+def test_columns_and_indexes_that_others_added_cost_nothing(tmp_path, target):
+    insert(target, "universal_webhooks", webhook(9, "9"))
+    with database.Database(target).session() as con:
+        con.execute("ALTER TABLE universal_webhooks ADD COLUMN mine VARCHAR")
+    old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(1, "1"), webhook(9, "old")]})
+    done = move(old, target, merge=True, prefer="old")
+    assert done.results["universal_webhooks"].is_proven
+    assert sorted(row[2] for row in duckdb_rows(target)["universal_webhooks"]) == ["1", "old"]
 
 
 def test_a_writer_gets_in_between_the_sessions(tmp_path, target, monkeypatch):
     monkeypatch.setattr(migrate, "BATCH_ROWS", 10)
-    monkeypatch.setattr(migrate, "SESSION_ROWS", 20)
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(n) for n in range(1, 201)]})
     with database.Database(target).session():
         pass

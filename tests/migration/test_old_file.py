@@ -50,15 +50,14 @@ def test_what_is_read_from_sqlite_is_what_was_written(tmp_path_factory, written)
     sql = f"CREATE TABLE gex_bridge_strikes ({', '.join(names)})"
     path = make(folder / "old.db", sql, {"gex_bridge_strikes": written})
     with old_file.open_file(path, folder / "copy") as source:
-        clean = [row for batch in source.clean("gex_bridge_strikes") for row in batch.to_pylist()]
-        loose = [row for _, row in source.loose("gex_bridge_strikes")]
-        try:
-            plain = [row for batch in source.plain("gex_bridge_strikes") for row in batch.to_pylist()]
-        except old_file.NotPlain:
-            plain = None
-    assert _values(clean + loose) == _values(map(_as_read, written))
-    if plain is not None:
-        assert _values(plain) == _values(old_file.fit("gex_bridge_strikes", row)[0] for row in clean + loose)
+        (found, *_) = [*source.rows("gex_bridge_strikes", 100, 1 << 20), []]
+        read = [dict(zip(names, values)) for _, *values in found]
+        table = old_file.as_table("gex_bridge_strikes", found) if found else None
+    assert _values(read) == _values(map(_as_read, written))
+    if table is not None:
+        fitted = [old_file.fit("gex_bridge_strikes", row) for row in read]
+        assert _values(table.to_pylist()) == _values(row for row, _ in fitted)
+        assert [problems for _, problems in fitted] == [[]] * len(read)
 
 
 def _values(found) -> list[str]:

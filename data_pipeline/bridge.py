@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from data_pipeline.board import Board
 from data_pipeline.files.views import read_latest
 from data_pipeline.payloads import records, times, validation
 from data_pipeline.payloads.store import Part, SnapshotStore, TickerState
@@ -38,6 +39,7 @@ class Bridge:
     def __init__(self, repository, dashboard=None, downloads=None, discord=None, uw_frames=False, max_tickers=2000):
         self.repository = repository
         self.store = SnapshotStore(TickerState)
+        self.board = Board()
         self.dashboard = dashboard
         self.downloads = downloads
         self.discord = discord
@@ -132,6 +134,8 @@ class Bridge:
 
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
+        # Only now: what the board shows is on disk.
+        self.board.add(gex.ticker, gex.endpoint or "unknown", gex.kind, gex.data)
 
     def _make_room(self, ticker: str) -> str | None:
         """The ticker that has to leave for a new one, if any.  Raises ValidationError where none may."""

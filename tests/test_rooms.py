@@ -14,7 +14,7 @@ FLOORS = (
     {"history"},
     {"migration", "lake", "operations", "http_server"},
     {"repository", "integrations", "bridge"},
-    {"files"},
+    {"files", "board"},
     {"config", "background", "payloads"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

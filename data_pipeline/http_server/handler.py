@@ -1,13 +1,15 @@
 """`GEXBridgeRequestHandler`: routes, bodies, answers.  Nothing else speaks HTTP inwards."""
 
 import codecs
+import gzip
 import io
 import json
 import logging
 import re
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
-from data_pipeline.http_server import pages
+from data_pipeline.http_server import api, pages, static
 from data_pipeline.http_server.body import BadBody, unpack
 from data_pipeline.http_server.connection import Connection
 from data_pipeline.payloads.nesting import is_too_deep
@@ -17,6 +19,14 @@ from data_pipeline.repository.journal import NotDurable
 log = logging.getLogger("webhook")
 
 _HOST = re.compile(r"\Ahttps?://[^/?#]*(?=/)", re.IGNORECASE)
+WORTH_PACKING = 1400  # bytes: what fits one packet is sent as it is
+SHOWN_HEADERS = (
+    ("Content-Security-Policy", static.POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Vary", "Accept-Encoding"),
+)
+
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -32,6 +42,18 @@ class HTTPError(Exception):
 def status_line_text(message: str) -> str:
     """Text that may stand in a status line: printable latin-1, all else as an escape."""
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), message)
+
+
+def _static_answer(path: str, known: str) -> tuple[api.Answer, bytes | None]:
+    found = static.get(path)
+    if found is None:
+        raise HTTPError(404, "plotly is not installed: pip install plotly")
+    tag = ("ETag", found.tag)
+    if api.knows(known, found.tag):
+        return api.Answer(304, (tag,), b""), None
+    # The page itself is asked about each time; Plotly is 5 MB and changes with its package only.
+    keep = "max-age=604800" if path == static.PLOTLY else "no-cache"
+    return api.Answer(200, (("Content-Type", found.kind), tag, ("Cache-Control", keep)), found.body), found.packed
 
 
 class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
@@ -67,9 +89,17 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             log.debug("%s went away before its answer: %s", self.client_address[0], problem)
         for level, line in self._lines:
             log.log(level, "%s", line)
-        known = self.route in self.ROUTES or self.route in pages.ROUTES
         if self.status:  # an empty request line gets no answer
-            self.server.count(self.route if known else "other", self.status)
+            self.server.count(self._counted_as(), self.status)
+
+    def _counted_as(self) -> str:
+        """The path in the counts: the page's files count as one, and so do the API's questions."""
+        path = getattr(self, "path", "").partition("?")[0]
+        if path in static.PATHS:
+            return "/"
+        if path.startswith(api.PREFIX):
+            return "/api"
+        return self.route if self.route in self.ROUTES or self.route in pages.ROUTES else "other"
 
     def handle(self) -> None:
         self.close_connection = True
@@ -98,11 +128,13 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
+            path, _, query = self.path.partition("?")
+            if path in static.PATHS or path.startswith(api.PREFIX):
+                return self._show(path, query)
             if self.route not in pages.ROUTES:
                 # As the standard library answers where there is no do_GET: nothing but these pages is new.
                 raise HTTPError(501, f"Unsupported method ({self.command!r})")
-            if not self.server.pages.may_ask(self.headers.get_all("Host", [])):
-                raise HTTPError(421, "Host is neither an IP address, nor localhost, nor one of ALLOWED_HOSTS")
+            self._check_host()
             status, kind, body = self.server.pages.get(self.route)
             self.send_response(status)
             # No Access-Control-Allow-Origin: what a page of another site asks for, it may not read.
@@ -118,6 +150,28 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         head, end, _ = self.wfile.getvalue().partition(b"\r\n\r\n")
         self.wfile = io.BytesIO()
         self.wfile.write(head + end)
+
+    def _check_host(self) -> None:
+        """Some web page's name may lead here: what is known is for those who name this machine."""
+        if not self.server.pages.may_ask(self.headers.get_all("Host", [])):
+            raise HTTPError(421, "Host is neither an IP address, nor localhost, nor one of ALLOWED_HOSTS")
+
+    def _show(self, path: str, query: str) -> None:
+        """The page, its files and the API: no Access-Control-Allow-Origin, and gzip where the client takes it."""
+        self._check_host()
+        known = self.headers.get("If-None-Match") or ""
+        if path.startswith(api.PREFIX):
+            answer = self.server.api.get(path, query, known)
+            packed = gzip.compress(answer.body, 1) if len(answer.body) > WORTH_PACKING else None
+        else:
+            answer, packed = _static_answer(path, known)
+        if packed is not None and "gzip" in (self.headers.get("Accept-Encoding") or ""):
+            answer = replace(answer, body=packed, headers=(*answer.headers, ("Content-Encoding", "gzip")))
+        self.send_response(answer.status)
+        for name, value in (*answer.headers, *SHOWN_HEADERS):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
 
     def do_POST(self) -> None:
         try:
@@ -197,7 +251,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
 
     def log_request(self, code="-", size="-") -> None:
         # Those who look after the server ask every few seconds.
-        level = logging.DEBUG if self.command == "GET" and self.status == 200 else logging.INFO
+        level = logging.DEBUG if self.command == "GET" and self.status in (200, 304) else logging.INFO
         self._log_later(level, f'"{self.requestline}" {self.status} {size}')
 
     def log_message(self, format: str, *args) -> None:

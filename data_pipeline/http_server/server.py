@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 from data_pipeline.bridge import Bridge
+from data_pipeline.http_server.api import Api
 from data_pipeline.http_server.connection import Connection, Limits
 from data_pipeline.http_server.handler import GEXBridgeRequestHandler
 from data_pipeline.http_server.pages import Pages
@@ -37,6 +38,7 @@ class BridgeServer(socketserver.TCPServer):
         super().__init__(address, GEXBridgeRequestHandler)
         self.bridge = bridge
         self.pages = pages
+        self.api = Api(bridge.board, time.time) if bridge is not None else None
         self.limits = limits
         self.started = time.monotonic()
         self._counts: collections.Counter[tuple[str, int]] = collections.Counter()

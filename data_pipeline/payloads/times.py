@@ -67,6 +67,20 @@ def from_number(value: float) -> datetime.datetime | None:
         return None
 
 
+def seconds_of(timestamp: object) -> float | None:
+    """A payload's time as UTC seconds, milliseconds and ISO text understood; None where it is no time since 1970."""
+    moment = None
+    if isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool):
+        moment = from_number(timestamp)
+    elif isinstance(timestamp, str) and (whole := seconds(timestamp)) is not None:
+        moment = parse_iso(timestamp.strip()) or from_number(whole)
+    try:
+        found = moment.timestamp() if moment else None
+    except (ValueError, OverflowError):
+        return None
+    return found if found is not None and found >= 0 else None
+
+
 def day(timestamp: object, received: str) -> str:
     """The UTC date `YYYY-MM-DD` of a timestamp (number or ISO text), else that of the receive time."""
     moment = None

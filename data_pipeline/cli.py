@@ -17,6 +17,7 @@ from data_pipeline import BridgeError, __version__, config
 # subcommand -> module of data_pipeline.commands
 COMMANDS = {
     "serve": "serve",
+    "demo": "demo",
     "migrate": "migrate",
     "export-sqlite": "export_sqlite",
     "systemd-unit": "systemd_unit",

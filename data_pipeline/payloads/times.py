@@ -7,6 +7,8 @@ UTC = datetime.UTC
 # Numbers above this are milliseconds where a date is made of them; in seconds
 # it would be the year 5138.
 MILLISECONDS_FROM = 1e11
+# UTC seconds at the beginning of the year 9999: every time zone can still name what is before it.
+LATEST = 253_370_764_800
 
 
 def utc_now_text() -> str:
@@ -68,7 +70,7 @@ def from_number(value: float) -> datetime.datetime | None:
 
 
 def seconds_of(timestamp: object) -> float | None:
-    """A payload's time as UTC seconds, milliseconds and ISO text understood; None where it is no time since 1970."""
+    """A payload's time as UTC seconds, milliseconds and ISO text understood; None where it is no time from 1970 to 9998."""
     moment = None
     if isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool):
         moment = from_number(timestamp)
@@ -78,7 +80,7 @@ def seconds_of(timestamp: object) -> float | None:
         found = moment.timestamp() if moment else None
     except (ValueError, OverflowError):
         return None
-    return found if found is not None and found >= 0 else None
+    return found if found is not None and 0 <= found < LATEST else None
 
 
 def day(timestamp: object, received: str) -> str:

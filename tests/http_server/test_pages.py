@@ -80,7 +80,6 @@ def test_health_says_ok(bridge):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/gex",
         "/uw",
         "/gex_history_url",

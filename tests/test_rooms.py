@@ -14,7 +14,8 @@ FLOORS = (
     {"history"},
     {"migration", "lake", "operations", "http_server"},
     {"repository", "integrations", "bridge"},
-    {"files", "board"},
+    {"board"},
+    {"files"},
     {"config", "background", "payloads"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

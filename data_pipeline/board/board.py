@@ -1,12 +1,14 @@
 """The board: every series of today, fed by what was made durable, read by the API."""
 
+import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from data_pipeline.board.series import Series
+from data_pipeline.payloads.reading import Strike
 
 log = logging.getLogger("webhook")
 
@@ -45,6 +47,20 @@ class Board:
             self.failed += 1
             if self.failed == 1:
                 log.exception("a payload of %a does not fit the board; more of these are only counted", ticker)
+
+    def restore(
+        self,
+        ticker: str,
+        endpoint: str,
+        day: datetime.date,
+        rows: Sequence[tuple[float, Mapping[str, float]]],
+        grid: Sequence[tuple[int, Sequence[Strike]]],
+    ) -> None:
+        """Give a series its rows (time, value by column) and its grid (minute, strikes) of `day` back."""
+        with self._lock:
+            series = self._series.setdefault((ticker, endpoint), Series(ticker, endpoint))
+            series.restore(day, rows, grid)
+            self._changes += 1
 
     def series(self) -> list[tuple[str, str]]:
         """Every (ticker, endpoint), in alphabetical order."""

@@ -7,9 +7,9 @@ import datetime
 import math
 import zoneinfo
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline.payloads import reading
+from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.reading import Reading, Strike
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
@@ -18,12 +18,18 @@ COLUMNS = tuple(reading.NAMES)
 # Rows that a day may have: a payload a second around the clock.  Over it the oldest rows go.
 MOST_ROWS = 86_400
 MINUTE = 60
+LATEST = float(times.LATEST)
 SURELY = 23 * 3600  # s before midnight that are of the same day, on the shortest day of the year too
 
 
 def trading_day(moment: float) -> datetime.date:
     """The New York date of a time in UTC seconds."""
     return datetime.datetime.fromtimestamp(moment, NEW_YORK).date()
+
+
+def day_ends(day: datetime.date) -> float:
+    """UTC seconds of the New York midnight that ends a date."""
+    return datetime.datetime.combine(day + datetime.timedelta(days=1), datetime.time(), NEW_YORK).timestamp()
 
 
 class Series:
@@ -42,19 +48,19 @@ class Series:
 
     def _begin(self, day: datetime.date | None) -> None:
         self.day = day
-        self._ends = 0.0  # UTC seconds at which a payload is surely of the next day
+        self._ends = 0.0 if day is None else day_ends(day)
         self.last: dict[str, tuple[float, Mapping[str, object]]] = {}  # kind -> (time, data)
         self._times = array("d")
         self._columns = {name: array("d") for name in COLUMNS}
         self._latest: dict[str, tuple[float, float]] = {}  # column -> (time, value), of the newest row that has one
-        # minute -> strikes, gamma by volume, gamma by open interest, as of its last snapshot
+        # minute -> strikes, gamma by volume, gamma by open interest, as of its first snapshot
         self._grid: dict[int, tuple[array[float], array[float], array[float]]] = {}
-        self._unfolded: tuple[int, object] | None = None  # the current minute's strikes, as they came
 
     @property
     def updated(self) -> float | None:
         """The newest payload's own time, UTC seconds; None before the first."""
-        return max((moment for moment, _ in self.last.values()), default=None)
+        newest = [moment for moment, _ in self.last.values()]
+        return max([*newest, *self._times[-1:]], default=None)
 
     def add(self, kind: str, data: Mapping[str, object], received: float) -> bool:
         """Take a payload in; False where it is of an earlier day.  received: UTC seconds."""
@@ -64,20 +70,20 @@ class Series:
         day = self.day if self.day is not None and surely else trading_day(moment)
         if self.day is None or day > self.day:
             self._begin(day)
-            midnight = datetime.datetime.combine(day + datetime.timedelta(days=1), datetime.time(), NEW_YORK)
-            self._ends = midnight.timestamp()
         elif day < self.day:
             return False
         if kind not in self.last or moment >= self.last[kind][0]:
             self.last[kind] = (moment, data)
         if kind != "maxchange" and values:
-            self._add_row(moment, values)
+            self.add_row(moment, values)
         if kind == "snapshot" and data.get("strikes"):
-            self._add_strikes(int(moment) // MINUTE, data["strikes"])
+            # Reading 150 strikes costs a fifth of a millisecond: once a minute, not in each request.
+            if (minute := int(moment) // MINUTE) not in self._grid:
+                self.add_column(minute, reading.strikes(data["strikes"]))
         self.changes += 1
         return True
 
-    def _add_row(self, moment: float, values: Mapping[str, float]) -> None:
+    def add_row(self, moment: float, values: Mapping[str, float]) -> None:
         """One row for each time: a later payload of the same second fills in what the row did not have."""
         at = bisect.bisect_left(self._times, moment)
         if at == len(self._times) or self._times[at] != moment:
@@ -93,23 +99,37 @@ class Series:
             for column in self._columns.values():
                 del column[0]
 
-    def _add_strikes(self, minute: int, entries: object) -> None:
-        """Folding 150 strikes costs a fifth of a millisecond: once a minute, not in each request."""
-        if self._unfolded is not None and self._unfolded[0] != minute:
-            self._fold()
-        self._unfolded = (minute, entries)
-
-    def _fold(self) -> None:
-        if self._unfolded is None:
+    def add_column(self, minute: int, strikes: Sequence[Strike]) -> None:
+        """The grid's column of a minute (UTC seconds // 60): its first snapshot's, so that it never knows the future."""
+        if minute in self._grid or not strikes:
             return
-        minute, entries = self._unfolded
-        found = reading.strikes(entries)
-        if found:
-            self._grid[minute] = (
-                array("d", (one.strike for one in found)),
-                array("f", (_narrow(one.volume) for one in found)),
-                array("f", (_narrow(one.open_interest) for one in found)),
-            )
+        self._grid[minute] = (
+            array("d", (one.strike for one in strikes)),
+            array("f", (_narrow(one.volume) for one in strikes)),
+            array("f", (_narrow(one.open_interest) for one in strikes)),
+        )
+
+    def restore(
+        self,
+        day: datetime.date,
+        rows: Sequence[tuple[float, Mapping[str, float]]],
+        grid: Sequence[tuple[int, Sequence[Strike]]],
+    ) -> None:
+        """Take in what was written down of `day`; what this series has already stays as it is."""
+        if self.day is None:
+            self._begin(day)
+        if self.day != day:
+            return
+        live = list(self.rows(0, LATEST))
+        self._times = array("d")
+        self._columns = {name: array("d") for name in COLUMNS}
+        for moment, values in rows:
+            self.add_row(moment, values)
+        for moment, row in live:
+            self.add_row(moment, {name: value for name, value in row.items() if value is not None})
+        for minute, strikes in grid:
+            self.add_column(minute, strikes)
+        self.changes += 1
 
     def reading(self, kind: str) -> Reading | None:
         """The last payload of a kind with its strikes; None where none came today."""
@@ -120,7 +140,6 @@ class Series:
 
     def strikes_at(self, moment: float) -> tuple[float, tuple[Strike, ...]] | None:
         """(time, strikes) as of a time: the grid's column of that minute or the last before it; None where none is."""
-        self._fold()
         minutes = [minute for minute in self._grid if minute <= int(moment) // MINUTE]
         if not minutes:
             return None
@@ -139,7 +158,6 @@ class Series:
 
     def grid(self) -> dict[int, tuple[array[float], array[float], array[float]]]:
         """minute (UTC seconds // 60) → strikes, gamma by volume, gamma by open interest (NaN: unknown)."""
-        self._fold()
         return {minute: self._grid[minute] for minute in sorted(self._grid)}
 
     def latest(self) -> dict[str, float | None]:

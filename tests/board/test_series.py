@@ -84,11 +84,11 @@ def test_a_day_is_new_yorks_from_midnight_to_midnight_also_where_the_clock_is_ch
     assert len(list(series.rows(0, 1e11))) == 2
 
 
-def test_the_grid_has_a_column_a_minute_with_its_last_snapshot():
+def test_the_grid_has_a_column_a_minute_with_its_first_snapshot():
     strikes = [[5.0, 1.0, 0.5], [6.0, -2.0]]
     series = filled(
-        ("snapshot", chain(OPEN + 1, strikes=[[5.0, 9.0]])),
-        ("snapshot", chain(OPEN + 59, strikes=strikes)),
+        ("snapshot", chain(OPEN + 1, strikes=strikes)),
+        ("snapshot", chain(OPEN + 59, strikes=[[5.0, 9.0]])),
         ("snapshot", chain(OPEN + 60, strikes=[[7.0, 3.0, None]])),
     )
     grid = series.grid()

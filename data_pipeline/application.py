@@ -10,9 +10,11 @@ import time
 from typing import Any
 
 from data_pipeline import BridgeError, config
+from data_pipeline.board import BoardRestore, PastDays
 from data_pipeline.bridge import Bridge
 from data_pipeline.files import atomic
 from data_pipeline.history.command import DownloadRunner, Template
+from data_pipeline.http_server.api import Api
 from data_pipeline.http_server.connection import Limits
 from data_pipeline.http_server.pages import Pages
 from data_pipeline.http_server.server import BridgeServer
@@ -70,7 +72,9 @@ class Application:
             settings.http_workers,
             settings.max_connections,
             limits,
+            Api(self.bridge.board, PastDays(settings.data_dir), time.time),
         )
+        self.board_restore = BoardRestore(self.bridge.board, settings.data_dir)
         self.watchdog = Watchdog(self.server.server_address, self.repository.stats)
 
     def _downloads(self) -> DownloadRunner | None:
@@ -85,6 +89,7 @@ class Application:
         self.bridge.restore(self.settings.data_dir)
         self.server.start()
         log.info("Starting GEX bridge on %s:%d", self.settings.host, self.server.port)
+        self.board_restore.start()
         self.repository.start()
         self.discord.start()
         if self.downloads is not None:
@@ -106,6 +111,7 @@ class Application:
         until = time.monotonic() + patience
         self.poller.stop(0)
         self.refresher.stop(0)
+        self.board_restore.stop(0)
         answered = self.server.stop(patience / 4)
         if self.downloads is not None:
             self.downloads.stop(patience / 4)
@@ -125,6 +131,7 @@ class Application:
             "downloads": self.downloads.stats() if self.downloads is not None else {},
             "dashboard": self.bridge.dashboard.stats(),
             "log": {"dropped": logs.dropped()},
+            "board": self.bridge.board.stats(),
         }
 
     def _deliver(self, payload: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ What lives here may not know: HTTP, SQL.
 """
 
 from data_pipeline.board.board import Board
+from data_pipeline.board.days import PastDays
+from data_pipeline.board.restore import BoardRestore
 from data_pipeline.board.series import COLUMNS, Series
 
-__all__ = ["COLUMNS", "Board", "Series"]
+__all__ = ["COLUMNS", "Board", "BoardRestore", "PastDays", "Series"]

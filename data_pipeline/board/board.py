@@ -1,14 +1,12 @@
 """The board: every series of today, fed by what was made durable, read by the API."""
 
-import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from data_pipeline.board.series import Series
-from data_pipeline.payloads.reading import Strike
 
 log = logging.getLogger("webhook")
 
@@ -48,18 +46,13 @@ class Board:
             if self.failed == 1:
                 log.exception("a payload of %a does not fit the board; more of these are only counted", ticker)
 
-    def restore(
-        self,
-        ticker: str,
-        endpoint: str,
-        day: datetime.date,
-        rows: Sequence[tuple[float, Mapping[str, float]]],
-        grid: Sequence[tuple[int, Sequence[Strike]]],
-    ) -> None:
-        """Give a series its rows (time, value by column) and its grid (minute, strikes) of `day` back."""
+    def restore(self, written: Series) -> None:
+        """Give a series the rows and the grid back that were written down of its day; what it has already stays."""
         with self._lock:
-            series = self._series.setdefault((ticker, endpoint), Series(ticker, endpoint))
-            series.restore(day, rows, grid)
+            series = self._series.setdefault(
+                (written.ticker, written.endpoint), Series(written.ticker, written.endpoint)
+            )
+            series.take_over(written)
             self._changes += 1
 
     def series(self) -> list[tuple[str, str]]:

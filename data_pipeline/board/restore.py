@@ -7,6 +7,7 @@ import time
 from urllib.parse import unquote
 
 from data_pipeline.background import Background
+from data_pipeline.board import days
 from data_pipeline.board.board import Board
 from data_pipeline.board.series import trading_day
 from data_pipeline.files import levels
@@ -45,7 +46,5 @@ class BoardRestore(Background):
         ticker, endpoint = (unquote(name) for name in path.parts[-3:-1])
         if "~" in ticker or "~" in endpoint:
             return
-        strikes = path.with_name(f"{day}.strikes.jsonl")
-        grid = list(levels.columns(strikes.read_bytes())) if strikes.exists() else []
-        self.board.restore(ticker, endpoint, day, list(levels.rows(path.read_bytes())), grid)
+        self.board.restore(days.read(path, ticker, endpoint, day))
         self.series += 1

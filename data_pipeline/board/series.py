@@ -100,7 +100,7 @@ class Series:
                 del column[0]
 
     def add_column(self, minute: int, strikes: Sequence[Strike]) -> None:
-        """The grid's column of a minute (UTC seconds // 60): its first snapshot's, so that it never knows the future."""
+        """The grid's column of a minute (UTC seconds // 60): of its first snapshot: it never knows the future."""
         if minute in self._grid or not strikes:
             return
         self._grid[minute] = (
@@ -115,20 +115,24 @@ class Series:
         rows: Sequence[tuple[float, Mapping[str, float]]],
         grid: Sequence[tuple[int, Sequence[Strike]]],
     ) -> None:
-        """Take in what was written down of `day`; what this series has already stays as it is."""
-        if self.day is None:
-            self._begin(day)
-        if self.day != day:
-            return
-        live = list(self.rows(0, LATEST))
-        self._times = array("d")
-        self._columns = {name: array("d") for name in COLUMNS}
+        """Begin with what was written down of `day`: (time, value by column) and (minute, strikes)."""
+        self._begin(day)
         for moment, values in rows:
             self.add_row(moment, values)
-        for moment, row in live:
-            self.add_row(moment, {name: value for name, value in row.items() if value is not None})
         for minute, strikes in grid:
             self.add_column(minute, strikes)
+
+    def take_over(self, written: Series) -> None:
+        """Put what was written down of this day under what this series has already."""
+        if self.day is None:
+            self._begin(written.day)
+        if self.day != written.day:
+            return
+        live, self._times, self._columns = list(self.rows(0, LATEST)), written._times, written._columns
+        self._latest = written._latest
+        for moment, row in live:
+            self.add_row(moment, {name: value for name, value in row.items() if value is not None})
+        self._grid = written._grid | self._grid
         self.changes += 1
 
     def reading(self, kind: str) -> Reading | None:

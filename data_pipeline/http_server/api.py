@@ -6,9 +6,11 @@ it; a series that nobody has sent today is a 404.
 """
 
 import csv
+import datetime
 import hashlib
 import io
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from data_pipeline import __version__
-from data_pipeline.board import COLUMNS, Board, Series
-from data_pipeline.board.series import MINUTE
+from data_pipeline.board import COLUMNS, Board, PastDays, Series
+from data_pipeline.board.series import MINUTE, trading_day
 from data_pipeline.payloads import times
 
 PREFIX = "/api/"
@@ -56,6 +58,12 @@ def _time(text: str) -> float:
     return found
 
 
+def _date(text: str) -> datetime.date:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError("must be a date, YYYY-MM-DD")
+    return datetime.date.fromisoformat(text)
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text[:20]) <= high:
@@ -81,6 +89,7 @@ START = Parameter("start", "first time, inclusive: ISO or Unix seconds", _MOMENT
 END = Parameter("end", "last time, exclusive: ISO or Unix seconds", _MOMENT, _time, default=1e11)
 SINCE = Parameter("since", "only what is newer than this time", _MOMENT, _time)
 AT = Parameter("at", "the time asked about; absent: now", _MOMENT, _time)
+DAY = Parameter("day", "a day of /api/days, New York's; absent: today", {"type": "string", "format": "date"}, _date)
 STEP = Parameter(
     "step",
     "seconds a row or column stands for; 0: as the feed came",
@@ -121,10 +130,14 @@ class Answer:
 
 
 class Api:
-    """Answers the questions of ROUTES from the board.  now: UTC seconds."""
+    """Answers the questions of ROUTES: about today from the board, about other days from their level files.
 
-    def __init__(self, board: Board, now: Callable[[], float]):
+    now: UTC seconds.
+    """
+
+    def __init__(self, board: Board, past: PastDays, now: Callable[[], float]):
         self.board = board
+        self.past = past
         self.now = now
         self._life = secrets.token_hex(4)  # of this process: its counts of changes begin anew
 
@@ -139,8 +152,10 @@ class Api:
                 raise ApiProblem(404, "no such question; /api/openapi.json lists them")
             given = values(query, route.parameters)
             # Made from what changed, not from the answer: a poll that has the newest costs no answer at all.
-            tag = self._tag(path, query, self.board.changes(given.get("ticker"), given.get("endpoint")))
-            if knows(known_tag, tag):
+            past = given.get("day") is not None
+            changes = self.board.changes(given.get("ticker"), given.get("endpoint"))
+            tag = "" if past else self._tag(path, query, changes)
+            if tag and knows(known_tag, tag):
                 return Answer(304, _caching(tag), b"")
             found = route.ask(self, **given)
             if ending == "csv":
@@ -156,7 +171,15 @@ class Api:
         asked = hashlib.sha256(f"{path}?{query}".encode("utf-8", "surrogateescape")).hexdigest()[:12]
         return f'"{self._life}-{changes}-{asked}"'
 
-    def _series(self, ticker: str, endpoint: str, question: Callable[[Series], Any]) -> Any:
+    def _series(self, ticker: str, endpoint: str, day: datetime.date | None, question: Callable[[Series], Any]) -> Any:
+        if day is not None and day != trading_day(self.now()):
+            try:
+                series = self.past.series(ticker, endpoint, day)
+            except OSError as problem:
+                raise ApiProblem(503, f"that day cannot be read: {problem.strerror}", "day") from None
+            if series is None:
+                raise ApiProblem(404, "nothing is known of this ticker and endpoint on that day", "day")
+            return question(series)
         found = self.board.ask(ticker, endpoint, lambda series: (question(series),))
         if found is None:
             raise ApiProblem(404, "nothing was received of this ticker and endpoint today", "ticker")
@@ -183,25 +206,38 @@ class Api:
         found = [self.board.ask(ticker, endpoint, row) for ticker, endpoint in self.board.series()]
         return [one for one in found if one is not None]
 
-    def strikes(self, ticker: str, endpoint: str, at: float | None) -> Row:
-        """The ladder: strike, gamma by volume and open interest, and by volume 1, 5, 10, 15 and 30 minutes ago."""
+    def days(self, ticker: str, endpoint: str) -> list[Row]:
+        """The days of a series that can be asked about, the oldest first."""
+        return [{"day": day} for day in self.past.days(ticker, endpoint)]
+
+    def strikes(self, ticker: str, endpoint: str, day: datetime.date | None, at: float | None) -> Row:
+        """The ladder: gamma by strike, volume and open interest, and by volume 1, 5, 10, 15 and 30 minutes ago."""
 
         def question(series: Series) -> Row:
-            now = series.reading("snapshot")
-            if at is None:
-                moment, found = (now.time, now.strikes) if now else (None, ())
+            moment: float | None
+            now = series.reading("snapshot") if at is None else None
+            if now is not None:
+                moment, found = now.time, now.strikes
             else:
-                moment, found = series.strikes_at(at) or (None, ())
+                moment, found = series.strikes_at(times.LATEST if at is None else at) or (None, ())
             rows = [
                 {"strike": s.strike, "volume": s.volume, "oi": s.open_interest, "priors": list(s.priors)} for s in found
             ]
             return {"ticker": ticker, "endpoint": endpoint, "time": moment, "strikes": rows}
 
-        answer: Row = self._series(ticker, endpoint, question)
+        answer: Row = self._series(ticker, endpoint, day, question)
         return answer
 
     def timeline(
-        self, ticker: str, endpoint: str, start: float, end: float, since: float | None, step: int, limit: int
+        self,
+        ticker: str,
+        endpoint: str,
+        day: datetime.date | None,
+        start: float,
+        end: float,
+        since: float | None,
+        step: int,
+        limit: int,
     ) -> Row:
         """Today's columns over time; with a step, the last row of each."""
 
@@ -212,7 +248,7 @@ class Api:
                     rows[moment // step if step else moment] = (moment, row)
             return list(rows.values())
 
-        rows = self._series(ticker, endpoint, question)
+        rows = self._series(ticker, endpoint, day, question)
         return {
             "ticker": ticker,
             "endpoint": endpoint,
@@ -220,11 +256,11 @@ class Api:
             "rows": [{"time": moment, **row} for moment, row in rows[-limit:]],
         }
 
-    def heatmap(self, ticker: str, endpoint: str, step: int, measure: str) -> Row:
+    def heatmap(self, ticker: str, endpoint: str, day: datetime.date | None, step: int, measure: str) -> Row:
         """strike × time: `values[n]` are the strikes' gammas in column `times[n]`, null where a strike was not there."""
         if step % MINUTE:
             raise ApiProblem(400, "must be whole minutes", "step")
-        grid = self._series(ticker, endpoint, Series.grid)
+        grid = self._series(ticker, endpoint, day, Series.grid)
         columns: dict[int, Any] = {minute * MINUTE // step: found for minute, found in grid.items()}
         strikes = sorted({strike for found in columns.values() for strike in found[0]})
         picked = 1 if measure == "volume" else 2
@@ -289,18 +325,19 @@ _STRIKE = _object(strike=_NUMBER, volume=_NUMBER, oi=_NUMBER, priors=_list(_NUMB
 ROUTES: Mapping[str, Route] = {
     "tickers": Route(Api.tickers, (), list, _list(_object(**_NAMED))),
     "state": Route(Api.state, (), list, _list(_object(**_NAMED, updated=_NUMBER, age=_NUMBER, **_NUMBERS))),
+    "days": Route(Api.days, _SERIES, list, _list(_object(day={"type": "string", "format": "date"}))),
     "strikes": Route(
-        Api.strikes, (*_SERIES, AT), _strike_rows, _object(**_NAMED, time=_NUMBER, strikes=_list(_STRIKE))
+        Api.strikes, (*_SERIES, DAY, AT), _strike_rows, _object(**_NAMED, time=_NUMBER, strikes=_list(_STRIKE))
     ),
     "timeline": Route(
         Api.timeline,
-        (*_SERIES, START, END, SINCE, STEP, COUNT),
+        (*_SERIES, DAY, START, END, SINCE, STEP, COUNT),
         lambda found: found["rows"],
         _object(**_NAMED, more={"type": "boolean"}, rows=_list(_object(time=_NUMBER, **_NUMBERS))),
     ),
     "heatmap": Route(
         Api.heatmap,
-        (*_SERIES, MINUTES, MEASURE),
+        (*_SERIES, DAY, MINUTES, MEASURE),
         _heat_rows,
         _object(
             **_NAMED,
@@ -354,7 +391,7 @@ def _cell(value: object) -> object:
 
 
 def _caching(tag: str) -> tuple[tuple[str, str], ...]:
-    return ("ETag", tag), ("Cache-Control", "no-cache")
+    return (("ETag", tag), ("Cache-Control", "no-cache")) if tag else (("Cache-Control", "no-store"),)
 
 
 def knows(known: str, tag: str) -> bool:

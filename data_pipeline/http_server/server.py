@@ -33,12 +33,21 @@ class BridgeServer(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], bridge: Bridge, pages: Pages, workers: int, most: int, limits: Limits):
+    def __init__(
+        self,
+        address: tuple[str, int],
+        bridge: Bridge,
+        pages: Pages,
+        workers: int,
+        most: int,
+        limits: Limits,
+        api: Api | None = None,
+    ):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, GEXBridgeRequestHandler)
         self.bridge = bridge
         self.pages = pages
-        self.api = Api(bridge.board, time.time) if bridge is not None else None
+        self.api = api
         self.limits = limits
         self.started = time.monotonic()
         self._counts: collections.Counter[tuple[str, int]] = collections.Counter()

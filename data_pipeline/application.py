@@ -74,7 +74,7 @@ class Application:
             limits,
             Api(self.bridge.board, PastDays(settings.data_dir), time.time),
         )
-        self.board_restore = BoardRestore(self.bridge.board, settings.data_dir)
+        self.board_restore = BoardRestore(self.bridge.board, settings.data_dir, self._files_caught_up)
         self.watchdog = Watchdog(self.server.server_address, self.repository.stats)
 
     def _downloads(self) -> DownloadRunner | None:
@@ -119,6 +119,11 @@ class Application:
         flushed = self.repository.stop(max(0.2, until - time.monotonic()))
         self.gexbot.close()
         return answered and flushed
+
+    def _files_caught_up(self) -> bool:
+        """Whether the growing files have all that was in the journal when it was opened."""
+        position = self.repository.stats().get("files", {}).get("position", 0)
+        return bool(position >= self.repository.journal.opened_at)
 
     def stats(self) -> dict[str, Any]:
         """What every part counts; see README, `/status`."""

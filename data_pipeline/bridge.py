@@ -124,10 +124,12 @@ class Bridge:
     def _append_gex(self, gex: validation.GexPayload, part: Part, webhook=None) -> None:
         """State, record and their order are made together, under the journal's lock."""
         at = times.utc_now_text()
+        endpoints: list[str] = []
 
         def build():
             gone = self._make_room(gex.ticker)
             state = self.store.get(gex.ticker).merged(gex.kind, part, gex.endpoint, gex.received_at)
+            endpoints.append(gex.endpoint or state.last_endpoint or "unknown")
             record = records.Gex(at, gex.endpoint, state, webhook, gone)
             undos = [self.store.put(state)] + ([self.store.drop(gone)] if gone else [])
             return record.encode(), lambda: [undo() for undo in undos]
@@ -135,7 +137,7 @@ class Bridge:
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
         # Only now: what the board shows is on disk.
-        self.board.add(gex.ticker, gex.endpoint or "unknown", gex.kind, gex.data)
+        self.board.add(gex.ticker, endpoints[-1], gex.kind, gex.data)
 
     def _make_room(self, ticker: str) -> str | None:
         """The ticker that has to leave for a new one, if any.  Raises ValidationError where none may."""

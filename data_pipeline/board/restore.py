@@ -4,6 +4,7 @@ import datetime
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from data_pipeline.background import Background
@@ -14,22 +15,35 @@ from data_pipeline.files import levels
 
 log = logging.getLogger("webhook")
 
+LOOK_EVERY = 0.2  # s
+
 
 class BoardRestore(Background):
-    """Reads today's level files once, on a thread of its own, while requests are answered already.
+    """Reads today's level files on a thread of its own, while requests are answered already.
 
     What came in meanwhile stays: a row or column that the board has is never
-    replaced by one of a file.
+    replaced by one of a file.  caught_up: whether the files have all that was
+    acknowledged before the start; after a kill they do not, and are read once
+    more when they do.
     """
 
-    def __init__(self, board: Board, data_dir: pathlib.Path):
+    def __init__(self, board: Board, data_dir: pathlib.Path, caught_up: Callable[[], bool] = lambda: True):
         super().__init__("BoardRestore")
         self.board = board
         self.data_dir = data_dir
+        self.caught_up = caught_up
         self.series = 0
 
     def _run(self) -> None:
+        self._restore_all()
+        if not self.caught_up():
+            while not self._stopping.wait(LOOK_EVERY):
+                if self.caught_up():
+                    return self._restore_all()
+
+    def _restore_all(self) -> None:
         began = time.monotonic()
+        self.series = 0
         day = trading_day(self.board.clock())
         for path in sorted((self.data_dir / levels.FOLDER).glob(f"*/*/{day}.csv")):
             if self._stopping.is_set():

@@ -19,10 +19,14 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from data_pipeline.files import atomic
 
 log = logging.getLogger("webhook")
+
+NO_HEADS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class GrowingFiles:
@@ -58,10 +62,11 @@ class GrowingFiles:
                 log.error("%s cannot be cut back to %d bytes now: %s", name, length, problem)
         return self.position
 
-    def append(self, lines: dict[str, bytes]) -> dict[str, OSError]:
+    def append(self, lines: dict[str, bytes], heads: Mapping[str, bytes] = NO_HEADS) -> dict[str, OSError]:
         """Append to files (by path under root) and fsync them; what failed is as it was before.
 
-        Raises OSError where the note itself cannot be written; then nothing
+        heads: by the ending of a file's name, what it begins with where it is
+        empty.  Raises OSError where the note itself cannot be written; then nothing
         was appended.  `advance` is to follow when all up to a record is done.
         """
         failed, lengths = {}, {}
@@ -75,7 +80,8 @@ class GrowingFiles:
             self._write_note({**lengths, **self._lengths})
         for name, before in lengths.items():
             try:
-                self._append(name, lines[name], before)
+                head = b"" if before else heads.get(pathlib.PurePath(name).suffix, b"")
+                self._append(name, head + lines[name], before)
             except OSError as problem:
                 failed[name] = problem
         return failed

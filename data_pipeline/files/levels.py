@@ -12,13 +12,15 @@ import zoneinfo
 from collections.abc import Iterator
 
 from data_pipeline.files.names import folder_name
-from data_pipeline.payloads import reading
+from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.reading import Strike
+from data_pipeline.payloads.records import Gex
 
 FOLDER = "levels"
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 COLUMNS = ("timestamp", "date", "time", *reading.NAMES)
 HEAD = (",".join(COLUMNS) + "\n").encode()
+HEADS = {".csv": HEAD}  # what a file begins with, by its ending
 MINUTE = 60
 
 
@@ -32,6 +34,12 @@ class LevelLines:
 
     def __init__(self) -> None:
         self._minutes: dict[str, int] = {}
+
+    def of_record(self, record: Gex) -> dict[str, bytes]:
+        """The lines of a journal record's payload, by file."""
+        endpoint = record.endpoint or record.state.last_endpoint or "unknown"
+        received = times.seconds_of(record.at) or 0.0
+        return self.of(record.ticker, endpoint, record.kind, record.data, received)
 
     def of(self, ticker: str, endpoint: str, kind: str, data: dict[str, object], received: float) -> dict[str, bytes]:
         """The lines of one payload by file; none for a maxchange or where it has no number.  received: UTC seconds."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from data_pipeline.background import Background
 from data_pipeline.config import DataFolder
+from data_pipeline.files import levels
 from data_pipeline.files.depth import DepthEvent, DepthPersistor, depth_event
 from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.views import Views, read_latest, spot_line
-from data_pipeline.payloads.records import Gex
+from data_pipeline.payloads.records import AnyRecord, Gex
 
 log = logging.getLogger("webhook")
 INTERVAL = 0.3  # s, between two rewrites of the views
@@ -39,9 +40,11 @@ class FilesWriter(Background):
         self.lines = 0
         self.trouble = ""
         self._restored = False
+        self._levels = levels.LevelLines()
+        self._unlevelled: set[str] = set()
         self._said_full = -MESSAGE_PAUSE
         # What was handed on already, where a step has to be done again.
-        self._spotted = spots.position
+        self._spotted = self._levelled = spots.position
         self._offered = depth.files.position
 
     def stats(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class FilesWriter(Background):
             self.lines += len(spot_lines)
         if records:
             self._spotted = max(self._spotted, records[-1][0])
+            self._write_levels(records)
         self.views.write(last and not records)
         if records:
             self.position = records[-1][0]
@@ -103,6 +107,20 @@ class FilesWriter(Background):
         if not records:
             self.spots.settle()
         return len(records)
+
+    def _write_levels(self, records: list[tuple[int, AnyRecord | None]]) -> None:
+        """Lines of level files; one that cannot be written is named and left out: tables and depth have its numbers."""
+        lines: dict[str, bytes] = {}
+        for number_, record in records:
+            if isinstance(record, Gex) and number_ > self._levelled:
+                for name, line in self._levels.of_record(record).items():
+                    lines[name] = lines.get(name, b"") + line
+        failed = self.spots.append(lines, levels.HEADS) if lines else {}
+        for name, problem in failed.items():
+            if name not in self._unlevelled:
+                log.error("%s cannot be written, its lines are left out: %s", name, problem)
+        self._unlevelled = set(failed)
+        self._levelled = max(self._levelled, records[-1][0])
 
     def _take(self, number_: int, record) -> list[bytes]:
         """Hand a record on to the views and the depth files; returns its spot line, if it has one."""

@@ -1,13 +1,16 @@
 """Level files: what a chart platform reads, and what a restarted bridge reads back."""
 
 import datetime
+import json
 import pathlib
+import time
 
 from data_pipeline.board import Board
 from data_pipeline.board.restore import BoardRestore
+from data_pipeline.board.series import trading_day
 from data_pipeline.files import levels
 from data_pipeline.files.levels import HEAD, LevelLines
-from tests.helpers.support import eventually
+from tests.helpers.support import RunningBridge, eventually
 
 OPEN = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=levels.NEW_YORK).timestamp()
 BASE = "levels/BRK%2FB/gex_zero/2026-11-24"
@@ -66,3 +69,31 @@ def test_a_board_gets_its_day_back_and_keeps_what_came_in_meanwhile(tmp_path: pa
     assert [row["spot"] for _, row in rows] == [*map(float, range(299)), -1.0, 310.0]
     assert board.ask("BRK/B", "gex_zero", lambda series: len(series.grid())) == 5
     assert board.ask("BRK/B", "gex_zero", lambda series: series.latest()["spot"]) == 310.0
+
+
+def test_after_kill_9_the_day_is_on_the_board_again_each_row_once(tmp_path):
+    now = round(time.time())
+    # All of one New York day, also just after its midnight.
+    began = now - 60 if trading_day(now - 60) == trading_day(now) else now
+    with RunningBridge(tmp_path / "data") as bridge:
+        for second in range(60):
+            data = {"timestamp": began + second, "spot": 6800.0 + second, "strikes": [[6800, 1.5, 2.5]]}
+            assert bridge.post("/gex", {"ticker": "spx", "kind": "snapshot", "endpoint": "z", "data": data}) == 202
+            if second == 40:
+                bridge.kill()
+                bridge.start()
+        asked = b"GET /api/timeline?ticker=SPX&endpoint=z HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+        def shown() -> list[float]:
+            answer = json.loads(bridge.send(asked).split(b"\r\n\r\n", 1)[1])
+            return [row["spot"] for row in answer.get("rows", [])]
+
+        everything = [6800.0 + second for second in range(60)]
+        eventually(lambda: shown() == everything)
+        bridge.stop()
+        (path,) = (tmp_path / "data" / "levels" / "SPX" / "z").glob("*.csv")
+        assert path.read_bytes().startswith(HEAD)
+        assert [values["spot"] for _, values in levels.rows(path.read_bytes())] == everything
+        bridge.start()
+        eventually(lambda: shown() == everything)
+        assert "board has 1 series" in bridge.log

@@ -14,6 +14,7 @@ from data_pipeline.board import BoardRestore, PastDays
 from data_pipeline.bridge import Bridge
 from data_pipeline.files import atomic
 from data_pipeline.history.command import DownloadRunner, Template
+from data_pipeline.http_server.access import Access
 from data_pipeline.http_server.api import Api
 from data_pipeline.http_server.connection import Limits
 from data_pipeline.http_server.pages import Pages
@@ -73,6 +74,7 @@ class Application:
             settings.max_connections,
             limits,
             Api(self.bridge.board, PastDays(settings.data_dir), time.time),
+            Access(settings.host, settings.api_token),
         )
         self.board_restore = BoardRestore(self.bridge.board, settings.data_dir, self._files_caught_up)
         self.watchdog = Watchdog(self.server.server_address, self.repository.stats)

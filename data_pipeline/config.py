@@ -192,6 +192,12 @@ class Settings:
     allowed_hosts: tuple[str, ...] = _setting(
         "", "", "names, besides IP addresses and localhost, that GET requests may use as Host"
     )
+    api_token: str = _setting(
+        "",
+        "",
+        "what opens the page and the API where --host is not this machine alone; without it they stay shut",
+        secret=True,
+    )
     min_free_bytes: int = _setting(512 << 20, "bytes", "free space under which GET /ready says 503", low=0)
     max_lag: float = _setting(
         300, "s", "age of the oldest record not yet in the database over which GET /ready says 503", low=0.1

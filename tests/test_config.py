@@ -193,7 +193,7 @@ def test_a_secret_is_never_shown():
     with pytest.raises(ConfigError) as raised:
         config._value(setting, "hush", "SECRET")
     assert "hush" not in str(raised.value)
-    assert {s.name for s in SETTINGS if s.secret} == {"GEXBOT_API_KEY", "DISCORD_BOT_TOKEN"}
+    assert {s.name for s in SETTINGS if s.secret} == {"API_TOKEN", "GEXBOT_API_KEY", "DISCORD_BOT_TOKEN"}
 
 
 @pytest.mark.parametrize(

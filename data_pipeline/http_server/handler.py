@@ -27,6 +27,7 @@ SHOWN_HEADERS = (
     ("Vary", "Accept-Encoding"),
 )
 
+_TOKEN = re.compile(r"(?<=token=)[^& ]*")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -159,6 +160,9 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     def _show(self, path: str, query: str) -> None:
         """The page, its files and the API: no Access-Control-Allow-Origin, and gzip where the client takes it."""
         self._check_host()
+        cookies, authorization = self.headers.get_all("Cookie", []), self.headers.get("Authorization") or ""
+        if refusal := self.server.access.refusal(query, cookies, authorization):
+            raise HTTPError(403, refusal)
         known = self.headers.get("If-None-Match") or ""
         if path.startswith(api.PREFIX):
             answer = self.server.api.get(path, query, known)
@@ -170,6 +174,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in (*answer.headers, *SHOWN_HEADERS):
             self.send_header(name, value)
+        if cookie := self.server.access.new_cookie(query):
+            self.send_header("Set-Cookie", cookie)
         self.end_headers()
         self.wfile.write(answer.body)
 
@@ -252,7 +258,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     def log_request(self, code="-", size="-") -> None:
         # Those who look after the server ask every few seconds.
         level = logging.DEBUG if self.command == "GET" and self.status in (200, 304) else logging.INFO
-        self._log_later(level, f'"{self.requestline}" {self.status} {size}')
+        self._log_later(level, f'"{_TOKEN.sub("...", self.requestline)}" {self.status} {size}')
 
     def log_message(self, format: str, *args) -> None:
         self._log_later(logging.INFO, format % args)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 from data_pipeline.bridge import Bridge
+from data_pipeline.http_server.access import Access
 from data_pipeline.http_server.api import Api
 from data_pipeline.http_server.connection import Connection, Limits
 from data_pipeline.http_server.handler import GEXBridgeRequestHandler
@@ -42,12 +43,14 @@ class BridgeServer(socketserver.TCPServer):
         most: int,
         limits: Limits,
         api: Api | None = None,
+        access: Access | None = None,
     ):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, GEXBridgeRequestHandler)
         self.bridge = bridge
         self.pages = pages
         self.api = api
+        self.access = access or Access(address[0], "")
         self.limits = limits
         self.started = time.monotonic()
         self._counts: collections.Counter[tuple[str, int]] = collections.Counter()

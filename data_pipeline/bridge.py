@@ -116,6 +116,7 @@ class Bridge:
         webhook = records.Webhook(times.utc_now_text(), client, agent, raw)
         self.repository.append(lambda: (webhook.encode(), None))
         for payload in payloads:
+            self.board.add_flow(payload)
             if payload.get("topic") == TRADES_TOPIC and self.discord is not None:
                 trade = option_trade(payload)
                 if trade is not None and trade["symbol"]:

@@ -4,9 +4,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data_pipeline.board.series import Series
+from data_pipeline.board.tape import Row, Tape
 
 log = logging.getLogger("webhook")
 
@@ -24,9 +25,10 @@ class Board:
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self.clock = clock
-        self.failed = self.evicted = self._changes = 0
+        self.failed = self.evicted = self._changes = self.flow_changes = 0
         self._series: dict[tuple[str, str], Series] = {}  # the one heard last stands last
-        # Guards `_series` and what is in them: requests add while the API reads.
+        self._tape = Tape()
+        # Guards `_series`, what is in them, and the tape: requests add while the API reads.
         self._lock = threading.Lock()
 
     def add(self, ticker: str, endpoint: str, kind: str, data: Mapping[str, object]) -> None:
@@ -45,6 +47,21 @@ class Board:
             self.failed += 1
             if self.failed == 1:
                 log.exception("a payload of %a does not fit the board; more of these are only counted", ticker)
+
+    def add_flow(self, payload: dict[str, Any]) -> None:
+        """Take in a whole `/uw` payload for the tape; as `add`, it never raises."""
+        try:
+            with self._lock:
+                self.flow_changes += self._tape.add(payload, self.clock())
+        except Exception:
+            self.failed += 1
+            if self.failed == 1:
+                log.exception("a webhook does not fit the tape; more of these are only counted")
+
+    def flow(self, since: float, symbol: str | None, side: str | None, min_premium: float, limit: int) -> list[Row]:
+        """The newest rows of the tape that fit; see `Tape.rows`."""
+        with self._lock:
+            return self._tape.rows(since, symbol, side, min_premium, limit)
 
     def restore(self, written: Series) -> None:
         """Give a series the rows and the grid back that were written down of its day; what it has already stays."""
@@ -76,4 +93,9 @@ class Board:
 
     def stats(self) -> dict[str, int]:
         """Counts for `/status`."""
-        return {"series": len(self._series), "evicted": self.evicted, "failed": self.failed}
+        return {
+            "series": len(self._series),
+            "evicted": self.evicted,
+            "failed": self.failed,
+            "flow": self.flow_changes,
+        }

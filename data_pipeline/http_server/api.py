@@ -20,9 +20,11 @@ from urllib.parse import parse_qsl
 from data_pipeline import __version__
 from data_pipeline.board import COLUMNS, Board, PastDays, Series
 from data_pipeline.board.series import MINUTE, trading_day
+from data_pipeline.board.tape import SHOWN
 from data_pipeline.payloads import times
 
 PREFIX = "/api/"
+SIDES = ("ask", "bid", "mid")
 LIMIT, MOST = 1_000, 10_000  # rows of an answer: usual and at most
 MOST_STEP = 86_400  # s
 LONGEST_QUERY = 2_000  # characters
@@ -73,6 +75,13 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e15:
+        raise ValueError("must be a number, at least 0")
+    return value
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -110,6 +119,11 @@ COUNT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": MOST},
     _whole(1, MOST),
     default=LIMIT,
+)
+SYMBOL = Parameter("symbol", "the underlying; absent: all", {"type": "string"}, str.upper)
+SIDE = Parameter("side", "where it was traded; absent: all", {"type": "string", "enum": list(SIDES)}, _one_of(*SIDES))
+PREMIUM = Parameter(
+    "min_premium", "least premium, in dollars", {"type": "number", "minimum": 0}, _positive, default=0.0
 )
 MEASURE = Parameter(
     "measure",
@@ -154,6 +168,7 @@ class Api:
             # Made from what changed, not from the answer: a poll that has the newest costs no answer at all.
             past = given.get("day") is not None
             changes = self.board.changes(given.get("ticker"), given.get("endpoint"))
+            changes = self.board.flow_changes if name == "flow" else changes
             tag = "" if past else self._tag(path, query, changes)
             if tag and knows(known_tag, tag):
                 return Answer(304, _caching(tag), b"")
@@ -206,6 +221,12 @@ class Api:
         found = [self.board.ask(ticker, endpoint, row) for ticker, endpoint in self.board.series()]
         return [one for one in found if one is not None]
 
+    def flow(
+        self, since: float | None, symbol: str | None, side: str | None, min_premium: float, limit: int
+    ) -> list[Row]:
+        """The flow tape, the newest first: option trades and flow alerts received since the start."""
+        return self.board.flow(since or 0.0, symbol, side, min_premium, limit)
+
     def days(self, ticker: str, endpoint: str) -> list[Row]:
         """The days of a series that can be asked about, the oldest first."""
         return [{"day": day} for day in self.past.days(ticker, endpoint)]
@@ -257,7 +278,7 @@ class Api:
         }
 
     def heatmap(self, ticker: str, endpoint: str, day: datetime.date | None, step: int, measure: str) -> Row:
-        """strike × time: `values[n]` are the strikes' gammas in column `times[n]`, null where a strike was not there."""
+        """strike × time: `values[n]` are the strikes' gammas in column `times[n]`, null where it was not there."""
         if step % MINUTE:
             raise ApiProblem(400, "must be whole minutes", "step")
         grid = self._series(ticker, endpoint, day, Series.grid)
@@ -291,6 +312,7 @@ class Route:
 
 
 _TEXT, _NUMBER = {"type": "string"}, {"type": ["number", "null"]}
+_ANYTHING = {"type": ["string", "number", "null"]}
 _NUMBERS = {name: _NUMBER for name in COLUMNS}
 
 
@@ -334,6 +356,12 @@ ROUTES: Mapping[str, Route] = {
         (*_SERIES, DAY, START, END, SINCE, STEP, COUNT),
         lambda found: found["rows"],
         _object(**_NAMED, more={"type": "boolean"}, rows=_list(_object(time=_NUMBER, **_NUMBERS))),
+    ),
+    "flow": Route(
+        Api.flow,
+        (SINCE, SYMBOL, SIDE, PREMIUM, COUNT),
+        list,
+        _list(_object(number={"type": "integer"}, time=_NUMBER, **dict.fromkeys(SHOWN, _ANYTHING))),
     ),
     "heatmap": Route(
         Api.heatmap,

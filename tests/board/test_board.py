@@ -14,7 +14,7 @@ def test_over_the_bound_the_series_that_was_silent_the_longest_goes(monkeypatch)
     for ticker in ("A", "B", "A", "C"):
         board.add(ticker, "gex_zero", "snapshot", {"timestamp": NOW, "spot": 1})
     assert board.series() == [("A", "gex_zero"), ("C", "gex_zero")]
-    assert board.stats() == {"series": 2, "evicted": 1, "failed": 0}
+    assert board.stats() == {"series": 2, "evicted": 1, "failed": 0, "flow": 0}
 
 
 def test_what_it_cannot_take_is_counted_said_once_and_raises_nothing(caplog):

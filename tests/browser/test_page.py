@@ -88,3 +88,27 @@ def test_a_theme_is_kept_in_the_address_and_changes_the_ground(bridge, page, the
     page.goto(f"http://127.0.0.1:{bridge.port}/?theme={theme}")
     expect(page.locator("html")).to_have_attribute("data-theme", theme, timeout=PATIENCE)
     expect(page.locator("#theme")).to_have_value(theme)
+
+
+def test_option_flow_is_on_the_tape_within_two_seconds_and_takes_filters(bridge, page):
+    post(bridge)
+    page.goto(f"http://127.0.0.1:{bridge.port}/")
+    expect(page.locator("#noflow")).to_be_visible(timeout=PATIENCE)
+    for premium in ("5000", "250000"):
+        alert = {
+            "ticker": "SPX",
+            "type": "put",
+            "strike": "6800",
+            "expiry": "2026-12-18",
+            "size": 7,
+            "price": "5",
+            "premium": premium,
+        }
+        assert bridge.post("/uw", {"topic": "flow_alerts", "payload": {**alert, "alert_rule": HOSTILE}}) == 200
+    expect(page.locator("[data-flow]")).to_have_count(2, timeout=SOON)
+    expect(page.locator("[data-flow]").first).to_contain_text("2026-12-18 6,800 P")
+    expect(page.locator("#flow")).to_contain_text(HOSTILE)
+    expect(page.locator("#flow img")).to_have_count(0)
+    page.locator("#premium").select_option("100000")
+    expect(page.locator("[data-flow]")).to_have_count(1)
+    expect(page.locator("[data-flow]")).to_contain_text("250K")

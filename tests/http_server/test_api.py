@@ -31,6 +31,17 @@ def fed(tmp_path_factory):
         assert bridge.post("/gex", named) == 202
         topic = {"topic": "gex", "ticker": "NDX", "payload": {"timestamp": NOW, "spot": 24000}}
         assert bridge.post("/uw", topic) == 200
+        for premium, side in ((5000, "ask_side"), (90_000, "bid_side")):
+            alert = {
+                "ticker": "SPX",
+                "type": "call",
+                "strike": "6800",
+                "expiry": "2026-12-18",
+                "size": 10,
+                "price": "5",
+            }
+            alert |= {"premium": str(premium), "tags": [side], "executed_at": 1000 * NOW}
+            assert bridge.post("/uw", {"topic": "flow_alerts", "payload": alert}) == 200
         yield bridge
 
 
@@ -85,6 +96,17 @@ def test_the_heat_map_has_strikes_by_time_of_either_measure(fed):
     assert found["strikes"] == [6790.0, 6800.0] and found["values"][-1] == [1.0, None]
 
 
+def test_the_tape_has_the_newest_first_and_takes_filters(fed):
+    def premiums(query: str) -> list[float]:
+        return [row["premium"] for row in ask(fed, f"/api/flow?{query}")]
+
+    assert premiums("") == [90_000, 5000]
+    assert premiums("min_premium=6000") == premiums("side=bid") == premiums("limit=1") == [90_000]
+    assert premiums("symbol=ndx") == premiums(f"since={NOW}") == []
+    (row, _) = ask(fed, "/api/flow?symbol=spx")
+    assert (row["time"], row["option_type"], row["strike"], row["expiration"]) == (NOW, "C", 6800.0, "2026-12-18")
+
+
 def test_csv_has_the_same_rows_and_no_formula_of_a_client(fed):
     status, headers, body = get(fed, f"/api/timeline.csv?{SPX}")
     rows = list(csv.DictReader(io.StringIO(body.decode())))
@@ -120,6 +142,11 @@ def test_gzip_comes_to_who_takes_it_and_to_nobody_else(fed):
         (f"/api/timeline?{SPX}&step=-1", 400, "step"),
         (f"/api/heatmap?{SPX}&step=90", 400, "step"),
         (f"/api/heatmap?{SPX}&measure=charm", 400, "measure"),
+        ("/api/flow?side=up", 400, "side"),
+        ("/api/flow?min_premium=nan", 400, "min_premium"),
+        (f"/api/timeline?{SPX}&day=yesterday", 400, "day"),
+        (f"/api/timeline?{SPX}&day=2020-02-30", 400, "day"),
+        (f"/api/timeline?{SPX}&day=2020-02-03", 404, "day"),
         (f"/api/strikes?{SPX}&ticker=NDX", 400, "ticker"),
         (f"/api/strikes?{SPX}&colour=red", 400, "colour"),
         ("/api/strikes?" + "x=" + "y" * 3000, 400, None),

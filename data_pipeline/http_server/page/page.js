@@ -6,13 +6,13 @@ const ASK = 1000, ASK_HIDDEN = 10000, ASK_AWAY = 30000; // ms between two questi
 const FRESH = 15; // s; older is stale while the market is open
 const HEAT_EVERY = 10000; // ms between two looks at the grid, which gets a column a minute
 const element = (id) => document.getElementById(id);
-const chosen = { ticker: "", endpoint: "", measure: "volume", step: "60", theme: "dark" };
+const chosen = { ticker: "", endpoint: "", measure: "volume", step: "60", day: "", theme: "dark", symbol: "", side: "", premium: "0" };
 let series = []; // the rows of /api/state
 let rows = []; // the timeline of the series that is shown
 let shown = ""; // what `rows` belong to
 let wait = ASK, heatAt = 0, timer = 0;
 
-const path = (name, more) => `/api/${name}?` + new URLSearchParams({ ticker: chosen.ticker, endpoint: chosen.endpoint, ...more });
+const path = (name, more) => `/api/${name}?` + new URLSearchParams({ ticker: chosen.ticker, endpoint: chosen.endpoint, ...(chosen.day ? { day: chosen.day } : {}), ...more });
 
 // The browser asks with If-None-Match by itself, and hands on what it has where nothing changed.
 async function ask(where) {
@@ -115,16 +115,43 @@ async function showDisk() {
 }
 
 async function askTimeline() {
-  const key = JSON.stringify([chosen.ticker, chosen.endpoint]);
+  const key = JSON.stringify([chosen.ticker, chosen.endpoint, chosen.day]);
   if (shown !== key) [rows, shown, heatAt] = [[], key, 0];
-  for (let more = true; more;) {
-    const found = await ask(path("timeline", { limit: 10000, ...(rows.length ? { since: rows.at(-1).time } : {}) }));
-    if (!found || shown !== key) return;
-    // A series that began a new day has older rows here, which belong to no chart any more.
-    if (found.rows.length && rows.length && found.rows.at(-1).time - rows[0].time > 86400) rows = [];
-    rows.push(...found.rows);
-    more = false;
-  }
+  // The first answer is thinned to a row in five seconds, which is more than a screen has; then each row as it comes.
+  const first = { step: 5, limit: 10000 }, next = () => ({ since: rows.at(-1).time, limit: 10000 });
+  const found = await ask(path("timeline", rows.length ? next() : first));
+  if (!found || shown !== key) return;
+  // A series that began a new day has older rows here, which belong to no chart any more.
+  if (found.rows.length && rows.length && found.rows.at(-1).time - rows[0].time > 86400) rows = [];
+  rows.push(...found.rows);
+}
+
+async function showDays() {
+  const key = JSON.stringify([chosen.ticker, chosen.endpoint]), select = element("day");
+  if (select.dataset.of === key) return;
+  const found = await ask("/api/days?" + new URLSearchParams({ ticker: chosen.ticker, endpoint: chosen.endpoint }));
+  const today = new Intl.DateTimeFormat("sv-SE", { timeZone: "America/New_York" }).format(Date.now());
+  const days = found.map((one) => one.day).filter((day) => day !== today).reverse();
+  select.replaceChildren(make("option", { value: "", textContent: "today" }), ...days.map((day) => make("option", { value: day, textContent: day })));
+  select.value = chosen.day = days.includes(chosen.day) ? chosen.day : "";
+  select.dataset.of = key;
+}
+
+const clock = new Intl.DateTimeFormat("en-US", { timeZone: "America/New_York", hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+async function showFlow() {
+  const asked = { limit: 200, min_premium: chosen.premium, ...(chosen.side ? { side: chosen.side } : {}), ...(chosen.symbol ? { symbol: chosen.ticker } : {}) };
+  const found = await ask("/api/flow?" + new URLSearchParams(asked)), body = element("flow");
+  element("noflow").hidden = found.length > 0;
+  const version = JSON.stringify([asked, found[0]?.number]);
+  if (body.dataset.version === version) return;
+  body.dataset.version = version;
+  body.replaceChildren(...found.map((one) => {
+    const contract = `${one.expiration ?? ""} ${price(one.strike)} ${one.option_type ?? ""}`;
+    const row = make("tr", {}, ...[clock.format(1000 * one.time), one.symbol ?? "", contract, one.side ?? "", price(one.size), price(one.price), gamma(one.premium).replace("+", ""), price(one.underlying_price), one.has_sweep ? "sweep" : one.rule ?? ""].map((text) => make("td", { textContent: text })));
+    row.dataset.flow = one.number;
+    row.children[2].dataset.type = one.option_type ?? "";
+    return row;
+  }));
 }
 
 async function step() {
@@ -151,6 +178,7 @@ async function showSeries() {
   chosen.endpoint = one.endpoint;
   showTabs();
   showEndpoints();
+  await showDays();
   await askTimeline();
   showTiles(one);
   const ladder = await ask(path("strikes"));
@@ -161,12 +189,13 @@ async function showSeries() {
   }
   if (ladder) drawLadder(element("ladder"), ladder, one, chosen.measure);
   drawNet(element("net"), rows);
+  await showFlow();
 }
 
 function choose(change) {
   Object.assign(chosen, change);
   document.documentElement.dataset.theme = chosen.theme;
-  for (const name of ["measure", "step", "theme"]) element(name).value = chosen[name];
+  for (const name of ["measure", "step", "theme", "symbol", "side", "premium"]) element(name).value = chosen[name];
   history.replaceState(null, "", "?" + new URLSearchParams(chosen));
   heatAt = 0;
   relayout();
@@ -174,8 +203,11 @@ function choose(change) {
 }
 
 element("example").textContent = `curl -d '{"ticker": "SPX", "kind": "snapshot", "endpoint": "gex_zero", "data": {"timestamp": ${Math.floor(Date.now() / 1000)}, "spot": 5334.67, "zero_gamma": 5326.29, "strikes": [[5300, 60228.8, -40374.4], [5350, 91200.5, 3100.2]]}}' ${location.origin}/gex`;
-for (const name of ["endpoint", "measure", "step", "theme"]) element(name).addEventListener("change", (event) => choose({ [name]: event.target.value }));
+for (const name of ["endpoint", "measure", "step", "day", "theme", "symbol", "side", "premium"]) element(name).addEventListener("change", (event) => choose({ [name]: event.target.value }));
 document.addEventListener("keydown", (event) => {
+  const days = [...element("day").options].map((option) => option.value), at = days.indexOf(chosen.day);
+  const day = days[at + { ArrowLeft: 1, ArrowRight: -1 }[event.key]];
+  if (day !== undefined && event.target.tagName !== "SELECT") return choose({ day });
   const tab = element("tabs").children[event.key - 1];
   if (tab && !event.ctrlKey && !event.metaKey && !event.altKey && event.target.tagName !== "SELECT") choose({ ticker: tab.dataset.ticker, endpoint: "" });
 });

@@ -15,7 +15,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data_pipeline.payloads import validation
-from data_pipeline.payloads.store import SnapshotStore
+from data_pipeline.payloads.store import SnapshotStore, TickerSnapshot
 
 
 class Bare(BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ class Bare(BaseHTTPRequestHandler):
 class Sqlite(Bare):
     root: pathlib.Path
     lock = threading.Lock()
-    store = SnapshotStore()
+    store = SnapshotStore(TickerSnapshot)
 
     def keep(self, gex):
         with self.lock:

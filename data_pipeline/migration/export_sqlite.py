@@ -1,24 +1,25 @@
 """The way back: an SQLite file with the original's exact schema, which the original could carry on with.
 
 Written beside its final name, which it gets when it is whole.  It shows the
-database as it was at one moment: first the file is copied while nobody else
-has it (about a second for ten million strikes); the slow part, SQLite, is made
-from that copy while the server has the database again.
+database as it was at one moment: first the file is copied, with its
+write-ahead log, while nobody can write to it (about a second for ten million
+strikes); the slow part, SQLite, is made from that copy while the server has
+the database again.  The database itself is only read.
 """
 
 import contextlib
+import glob
 import os
 import pathlib
 import secrets
 import sqlite3
 import subprocess
 
-import duckdb
 from tqdm import tqdm
 
 from data_pipeline import BridgeError
 from data_pipeline.files import atomic
-from data_pipeline.repository import database, foreign_file, schema
+from data_pipeline.repository import database, schema
 
 ROWS_AT_ONCE = 4096
 
@@ -73,13 +74,13 @@ def export(source: pathlib.Path, target: pathlib.Path, wait: float = 60.0, show:
 
     wait: seconds to try for the database while others have it.  show: as in
     `migrate.Migration`.  Raises ExportError, DatabaseBusy, NotADatabase,
-    OSError, sqlite3.Error; then there is no file at `target`.
+    DatabaseDamaged, OSError, duckdb.Error, sqlite3.Error; then there is no
+    file at `target`.
     """
     if target.exists() or target.is_symlink():
         raise ExportError(f"{target} exists already; it stays as it is")
     if not source.exists():
         raise ExportError(f"there is no database at {source}")
-    foreign_file.refuse_foreign_file(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".{target.name[:100]}.{secrets.token_hex(6)}"
     beside = target.with_name(name + atomic.ENDING)
@@ -95,25 +96,29 @@ def export(source: pathlib.Path, target: pathlib.Path, wait: float = 60.0, show:
     except FileExistsError:
         raise ExportError(f"{target} exists already; it stays as it is") from None
     finally:
-        for left in target.parent.glob(f"{name}*"):
+        for left in target.parent.glob(f"{glob.escape(name)}*"):
             left.unlink()
 
 
 def _copy_out(source: pathlib.Path, copy: pathlib.Path, wait: float) -> None:
-    with database.Database(source).session(wait=wait) as con:
-        con.execute("CHECKPOINT")
-        # By another process: this one may not open the file (see repository.database).
-        done = subprocess.run(["cp", "--reflink=auto", "--", source, copy], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise ExportError(f"the database could not be copied: {done.stderr.strip()}")
+    with database.Database(source).reading(wait=wait):
+        for ending in ("", ".wal"):
+            if (path := source.with_name(source.name + ending)).exists():
+                # By another process: this one may not open the file (see repository.database).
+                command = ["cp", "--reflink=auto", "--", str(path), str(copy.with_name(copy.name + ending))]
+                done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise ExportError(f"the database could not be copied: {done.stderr.strip()}")
 
 
 def _write(beside: pathlib.Path, copy: pathlib.Path, show: bool | None) -> dict[str, int]:
-    rows, disable = {}, None if show is None else not show
+    rows: dict[str, int] = {}
+    disable = None if show is None else not show
     with (
-        duckdb.connect(str(copy), read_only=True) as live,
+        contextlib.closing(database.connect(copy, database.WRITING)) as live,
         contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as con,
     ):
+        database.make_tables(live)  # an older database may lack one
         con.execute("PRAGMA journal_mode = OFF")
         con.execute("PRAGMA synchronous = OFF")
         con.execute("BEGIN")

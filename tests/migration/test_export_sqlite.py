@@ -1,9 +1,12 @@
+import contextlib
+import hashlib
 import json
 import pathlib
 import sqlite3
 import subprocess
 import sys
 
+import duckdb
 import pytest
 
 from data_pipeline.migration import export_sqlite, migrate
@@ -111,3 +114,35 @@ def test_the_command_waits_for_whoever_has_the_database(source, tmp_path):
     assert child.returncode == 0, err
     assert json.loads(out)["rows"]["universal_webhooks"] == 1
     assert sqlite_rows(tmp_path / "new.db")["universal_webhooks"][0][0] == 1
+
+
+def test_the_database_is_only_read_and_what_its_log_alone_holds_comes_too(source, tmp_path):
+    insert(source, "universal_webhooks", webhook(1))
+    with database.Database(source).session(checkpoint=False) as con:
+        con.execute("INSERT INTO universal_webhooks (id, payload_json) VALUES (2, '{}')")
+    before = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.parent.iterdir()}
+    assert f"{source.name}.wal" in before
+    export_sqlite.export(source, tmp_path / "new[1].db", show=False)
+    assert [row[0] for row in sqlite_rows(tmp_path / "new[1].db")["universal_webhooks"]] == [1, 2]
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.parent.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "new[1].db"]
+
+
+def test_a_database_with_other_tables_under_our_names_is_told_in_one_line(tmp_path):
+    path = tmp_path / "all" / "raw" / "gex" / "gex_history.duckdb"
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(duckdb.connect(str(path))) as con:
+        con.execute("CREATE TABLE gex_bridge_snapshots (mine VARCHAR)")
+    command = [
+        sys.executable,
+        "-m",
+        "data_pipeline",
+        "export-sqlite",
+        tmp_path / "new.db",
+        "--data-dir",
+        tmp_path / "all",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "was not written" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["all"]

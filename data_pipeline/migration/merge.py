@@ -4,6 +4,20 @@ A checksum of a column is the exclusive or over all rows of a 64-bit hash of
 the row's key and the column's value: it does not depend on the order of the
 rows, adds up over batches, and tells values that changed places.  (Rows that
 cancelled each other out would have to have one key; the count tells those.)
+
+What would break, for whoever changes something here:
+
+* The key is hashed with each value.  Without it two rows that swapped their
+  values would pass the proof.
+* The sums that are expected are taken from the batch before it is inserted,
+  and compared before the commit with what a query finds in the table.  Taken
+  from what was inserted, or compared later, they would prove nothing: a row
+  that was lost on the way would be missing on both sides, or be in for good.
+* Every row of a batch stays in the table or gives way, never both: `found`
+  and `gave_way` add up to the batch.  So the rows that stay are looked up by
+  key alone, and the last of several rows with one key is the only one to stay.
+* `_near` must hold every row of the table that has a key of the batch; with
+  narrower bounds a row that is there would count as new, and the insert fail.
 """
 
 from dataclasses import dataclass, field
@@ -40,17 +54,15 @@ class Sums:
 
 @dataclass
 class Outcome:
-    """What became of a batch: how many rows are new, were there already, and three tables of rows.
+    """What became of a batch: how many rows are new, were there already, and two tables of rows.
 
-    mine: what this batch inserted or put in place of other rows; lost: rows of
-    the batch that gave way, with `why`; replaced: rows of the live table that
-    did.  gave_way are the sums of the rows lost; found, of the table's rows
-    that have the keys of the batch's others.
+    lost: rows of the batch that gave way, with their `fate`; replaced: rows of
+    the live table that did.  gave_way are the sums of the rows lost; found, of
+    the table's rows that have the keys of the batch's others.
     """
 
     new: int
     same: int
-    mine: pa.Table
     lost: pa.Table
     replaced: pa.Table
     gave_way: Sums
@@ -85,7 +97,7 @@ def put_new(con: duckdb.DuckDBPyConnection, table: str, batch: pa.Table, expecte
         con.rollback()
         return None
     nothing = batch.slice(0, 0)
-    outcome = Outcome(len(batch), 0, batch, nothing, nothing, Sums(), Sums())
+    outcome = Outcome(len(batch), 0, nothing, nothing, Sums(), Sums())
     return _proven(con, table, batch, expected, outcome, "batch")
 
 
@@ -108,12 +120,17 @@ def put_among_others(
         f" SEMI JOIN (FROM fated WHERE fate = 'differs') f USING ({_keys(table)})" + " LIMIT 0" * (prefer == "new")
     ).to_arrow_table()
     con.register("mine", mine)
-    con.execute(f"INSERT OR REPLACE INTO {table} ({_names(table)}) SELECT {_names(table)} FROM mine")
+    # Not OR REPLACE: that is refused as soon as somebody has made a unique index of his own.
+    sets = ", ".join(f"{n} = excluded.{n}" for n in schema.columns(table) if n not in schema.KEYS[table])
+    con.execute(
+        f"INSERT INTO {table} ({_names(table)}) SELECT {_names(table)} FROM mine"
+        f" ON CONFLICT ({_keys(table)}) DO UPDATE SET {sets}"
+    )
     con.register("staying", con.sql(f"{chosen} ({wins}, 'same')").to_arrow_table())
     con.register("lost", lost)
     counts = dict(con.execute("SELECT fate, count(*) FROM fated GROUP BY fate").fetchall())
     gave_way = sums(con, "lost", table)
-    outcome = Outcome(counts.get("new", 0), counts.get("same", 0), mine, lost, replaced, gave_way, Sums())
+    outcome = Outcome(counts.get("new", 0), counts.get("same", 0), lost, replaced, gave_way, Sums())
     return _proven(con, table, batch, expected, outcome, "staying")
 
 

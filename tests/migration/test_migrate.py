@@ -355,7 +355,10 @@ def test_columns_and_indexes_that_others_added_cost_nothing(tmp_path, target):
     insert(target, "universal_webhooks", webhook(9, "9"))
     with database.Database(target).session() as con:
         con.execute("ALTER TABLE universal_webhooks ADD COLUMN mine VARCHAR")
+        con.execute("CREATE UNIQUE INDEX mine ON universal_webhooks (payload_json)")
     old = make(tmp_path / "old.db", rows={"universal_webhooks": [webhook(1, "1"), webhook(9, "old")]})
+    assert move(old, target, merge=True, prefer="new").results["universal_webhooks"].is_proven
+    assert sorted(row[2] for row in duckdb_rows(target)["universal_webhooks"]) == ["1", "9"]
     done = move(old, target, merge=True, prefer="old")
     assert done.results["universal_webhooks"].is_proven
     assert sorted(row[2] for row in duckdb_rows(target)["universal_webhooks"]) == ["1", "old"]

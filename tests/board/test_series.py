@@ -3,8 +3,10 @@
 import datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from data_pipeline.board.series import MINUTE, NEW_YORK, Series, trading_day
+from data_pipeline.board.series import MINUTE, NEW_YORK, Series, _plain_column, trading_day
 from data_pipeline.payloads import reading
 
 OPEN = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=NEW_YORK).timestamp()
@@ -128,3 +130,20 @@ def test_what_is_no_strike_is_left_out(entries):
 def test_numeric_text_is_a_number_and_the_last_of_a_strike_counts():
     (one,) = reading.strikes([["5", "1"], [5, "2.5", "x", ["7", None]]])
     assert (one.strike, one.volume, one.open_interest, one.priors) == (5.0, 2.5, None, (7.0, None, None, None, None))
+
+
+numbers = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.integers(-(10**40), 10**40), st.booleans())
+values = st.one_of(numbers, st.none(), st.text(max_size=3), st.lists(numbers, max_size=2))
+
+
+@given(st.one_of(values, st.lists(st.one_of(st.lists(values, max_size=5), values), max_size=5)))
+def test_the_fast_way_to_a_column_gives_what_the_careful_one_gives(entries):
+    fast = _plain_column(entries)
+    careful = Series("A", "e")
+    careful.add_column(0, reading.strikes(entries))
+    if fast is not None and len(fast[0]):
+        assert [list(column) for column in fast] == [list(column) for column in careful.grid()[0]]
+
+
+def test_what_gexbot_sends_takes_the_fast_way():
+    assert _plain_column([[5.0, 1.5, -2, [1, 2]], [6, 2, 0.5, []]]) is not None

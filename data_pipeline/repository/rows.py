@@ -159,12 +159,12 @@ class Rows:
     def _add_webhook(self, record: Webhook) -> None:
         at, first = times.row_time(record.at), len(self.webhooks)
         webhooks, trades, flow = [], [], []
-        for number, payload in enumerate(record.payloads, first):
+        for place, payload in enumerate(record.payloads, first):
             payload_json = json.dumps(payload)
             if payload.get("topic") == TOPIC and (trade := option_trade(payload)) is not None:
                 names = schema.columns("option_trades_events")[2:-1]
                 trades.append((at, *(trade[name] for name in names), payload_json))
-            flow += [(number, at, *(row[name] for name in _FLOW)) for row in option_flow(payload)]
+            flow += [(place, at, *(row[name] for name in _FLOW)) for row in option_flow(payload)]
             webhooks.append(_webhook_row(record.at, payload_json, record.client, record.agent))
         self.webhooks += webhooks
         self.trades += trades

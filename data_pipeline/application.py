@@ -46,9 +46,10 @@ class Application:
             settings.discord_api_url,
         )
         self.downloads = self._downloads()
+        self.dashboard = Dashboard(settings.dashboard_url)
         self.bridge = Bridge(
             self.repository,
-            Dashboard(settings.dashboard_url),
+            self.dashboard,
             self.downloads,
             self.discord,
             settings.uw_frames,
@@ -136,7 +137,7 @@ class Application:
             "poller": self.poller.stats(),
             "refresher": self.refresher.stats(),
             "downloads": self.downloads.stats() if self.downloads is not None else {},
-            "dashboard": self.bridge.dashboard.stats(),
+            "dashboard": self.dashboard.stats(),
             "log": {"dropped": logs.dropped()},
             "board": self.bridge.board.stats(),
         }

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import pathlib
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from data_pipeline.board import Board
 from data_pipeline.files.views import read_latest
@@ -16,7 +18,6 @@ log = logging.getLogger("webhook")
 
 EVENT_KEYS = ("eventType", "event_type", "event")
 
-
 MOST_FRAMES = 1000  # in one request
 SILENT = 86400.0  # s, after which a ticker may give its place to a new one
 RECEIVED = {"status": "received", "message": "Universal webhook processed"}
@@ -27,16 +28,60 @@ def _first_truthy(payload: dict[str, Any], keys: tuple[str, ...]) -> object:
     return next((payload[key] for key in keys if payload.get(key)), None)
 
 
+# A record, and the function that takes back what was done for it, should it not become durable.
+Built = tuple[bytes, Callable[[], None] | None]
+
+
+class Records(Protocol):
+    """Where records go, and come from at the start: `repository.Repository`.  What appends raises NotDurable."""
+
+    def append(self, build: Callable[[], Built]) -> int:
+        """Append what `build` makes; returns its number once it is durable."""
+
+    def append_link(self, make: Callable[[int], bytes]) -> int:
+        """Append what `make` makes of the id that the link gets; returns that id."""
+
+    def replay(self) -> Iterable[object]:
+        """The records that the files may not show yet, in order, decoded."""
+
+
+class Links(Protocol):
+    """`integrations.Dashboard`."""
+
+    def offer(self, url: object, ticker: object, endpoint: object) -> bool:
+        """Whether it takes the link."""
+
+
+class Downloads(Protocol):
+    """`history.DownloadRunner`."""
+
+    def submit(self, job_id: int, url: str, ticker: str, endpoint: str) -> bool:
+        """Run the command for a queued link; whether there was room."""
+
+
+class Messages(Protocol):
+    """`integrations.Discord`."""
+
+    def send(self, payload: dict[str, Any]) -> None:
+        """Say something about a payload; never blocks, never raises."""
+
+
 class Bridge:
     """Takes payloads from the handler; returns what the client is told, once it is durable.
 
-    repository: where records go.  The background parts are optional: dashboard
-    has `offer(url, ticker, endpoint) -> bool`, downloads has
-    `submit(id, url, ticker, endpoint)`, discord has `send(payload)`.
+    repository: where records go; the background parts are optional.
     uw_frames: whether `/uw` takes a socket's frames; max_tickers: of the store.
     """
 
-    def __init__(self, repository, dashboard=None, downloads=None, discord=None, uw_frames=False, max_tickers=2000):
+    def __init__(
+        self,
+        repository: Records,
+        dashboard: Links | None = None,
+        downloads: Downloads | None = None,
+        discord: Messages | None = None,
+        uw_frames: bool = False,
+        max_tickers: int = 2000,
+    ):
         self.repository = repository
         self.store = SnapshotStore(TickerState)
         self.board = Board()
@@ -50,7 +95,7 @@ class Bridge:
         # ticker -> time.monotonic() of its last payload since the start
         self.heard: dict[str, float] = {}
 
-    def restore(self, root) -> None:
+    def restore(self, root: pathlib.Path) -> None:
         """Bring the store back: from latest.json, and from the records that it had not seen."""
         for snapshot in read_latest(root):
             self.store.put(snapshot.state())
@@ -87,7 +132,7 @@ class Bridge:
             log.info("a socket's frame was refused on /uw; UW_FRAMES=1 takes them")
         return self.uw_frames
 
-    def universal(self, raw: bytes, payload: dict[str, Any] | list, client: str, agent: str) -> dict[str, Any]:
+    def universal(self, raw: bytes, payload: dict[str, Any] | list[Any], client: str, agent: str) -> dict[str, Any]:
         """A `/uw` payload: an object, or frames.  Raises ValidationError, NotDurable."""
         if isinstance(payload, list):
             return self._frames(frames(payload) or [], client, agent)
@@ -122,18 +167,23 @@ class Bridge:
                 if trade is not None and trade["symbol"]:
                     self.discord.send(payload)
 
-    def _append_gex(self, gex: validation.GexPayload, part: Part, webhook=None) -> None:
+    def _append_gex(self, gex: validation.GexPayload, part: Part, webhook: tuple[str, str] | None = None) -> None:
         """State, record and their order are made together, under the journal's lock."""
         at = times.utc_now_text()
         endpoints: list[str] = []
 
-        def build():
+        def build() -> Built:
             gone = self._make_room(gex.ticker)
             state = self.store.get(gex.ticker).merged(gex.kind, part, gex.endpoint, gex.received_at)
             endpoints.append(gex.endpoint or state.last_endpoint or "unknown")
             record = records.Gex(at, gex.endpoint, state, webhook, gone)
             undos = [self.store.put(state)] + ([self.store.drop(gone)] if gone else [])
-            return record.encode(), lambda: [undo() for undo in undos]
+
+            def undo() -> None:
+                for each in undos:
+                    each()
+
+            return record.encode(), undo
 
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
@@ -168,7 +218,7 @@ def _is_acknowledgement(inner: dict[str, Any]) -> bool:
     return inner.keys() == {"status", "response"} and inner["status"] == "ok" and isinstance(inner["response"], dict)
 
 
-def frames(value: list) -> list[dict[str, Any]] | None:
+def frames(value: list[Any]) -> list[dict[str, Any]] | None:
     """The objects that a socket's frame, or an array of up to MOST_FRAMES such, stands for; None where it is none."""
     found = [_frame(value)] if _frame(value) else [_frame(each) for each in value[: MOST_FRAMES + 1]]
     whole = [each for each in found if each is not None]

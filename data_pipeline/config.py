@@ -64,7 +64,7 @@ class Setting:
 
 
 def _setting(default: object, unit: str, why: str, **more: Any) -> Any:
-    """A field of `Settings` that is a row of the table; the name is the field's, the kind that of its type, or given."""
+    """A field of `Settings` that is a row of the table; its name is the field's, its kind that of the type, or given."""
     return dataclasses.field(metadata={"row": {"default": default, "unit": unit, "why": why, **more}})
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import queue
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +29,11 @@ DEAD_LETTERS = "depth/dead-letter.jsonl"
 
 @dataclass(frozen=True)
 class DepthEvent:
-    """One record on its way; name (path under DATA_DIR) and line are None where it has no depth line."""
+    """One record on its way; name (path under DATA_DIR) and line are empty where it has no depth line."""
 
     number: int
-    name: str | None = None
-    line: bytes | None = None
+    name: str = ""
+    line: bytes = b""
 
 
 @dataclass
@@ -70,7 +71,7 @@ class DepthPersistor(Background):
     in neither, so the journal keeps it over a restart.
     """
 
-    def __init__(self, files: GrowingFiles, clock=time.monotonic):
+    def __init__(self, files: GrowingFiles, clock: Callable[[], float] = time.monotonic):
         super().__init__("DepthPersistor")
         self.files = files
         self.clock = clock
@@ -90,7 +91,7 @@ class DepthPersistor(Background):
         except queue.Full:
             self.dropped += 1
             return False
-        self.enqueued += event.line is not None  # comparable with `written`
+        self.enqueued += bool(event.line)  # comparable with `written`
         return True
 
     def _wake(self) -> None:
@@ -151,7 +152,7 @@ class DepthPersistor(Background):
                 if not batch:
                     until = self.clock() + FLUSH_INTERVAL
                 batch.append(event)
-                lines += event.line is not None
+                lines += bool(event.line)
         return batch, False
 
     def _flush_or_put_back(self, batch: list[DepthEvent]) -> None:
@@ -166,7 +167,7 @@ class DepthPersistor(Background):
     def _flush(self, batch: list[DepthEvent]) -> None:
         grouped: dict[str, list[DepthEvent]] = {}
         for event in batch:
-            if event.line is not None:
+            if event.line:
                 grouped.setdefault(event.name, []).append(event)
         # Behind those that wait for another try, to keep the order.
         behind = {name: grouped.pop(name) for name in list(grouped) if name in self._retries}

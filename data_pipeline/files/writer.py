@@ -7,7 +7,7 @@ where something changed.
 import logging
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from data_pipeline.background import Background
 from data_pipeline.config import DataFolder
@@ -23,13 +23,33 @@ BATCH = 256  # records
 MESSAGE_PAUSE = 60.0  # s between two lines about the same trouble
 
 
+class Source(Protocol):
+    """The journal's decoded records, as `repository.journal_reader` reads them."""
+
+    full: bool
+
+    def read(self, after: int, most: int) -> list[tuple[int, AnyRecord | None]]:
+        """Up to `most` records behind number `after`; None stands for one that is none of ours, or lost."""
+
+    def wait_beyond(self, number: int, timeout: float | None = None) -> None:
+        """Wait until there is a record behind `number`, or the timeout (s)."""
+
+    def set_aside(self, number: int, reason: str) -> bool:
+        """Keep a record that cannot be used where it is found."""
+
+    def rest(self) -> None:
+        """Something else than records is waited for."""
+
+
 class FilesWriter(Background):
     """Journal → spot series and views, and events for the DepthPersistor; `stop` brings them up to the journal's end.
 
-    source: the journal's decoded records, see `repository.journal_reader`; own: how views combine, see TickerSnapshot.
+    own: how views combine, see TickerSnapshot.
     """
 
-    def __init__(self, root: pathlib.Path, source, spots: GrowingFiles, depth: DepthPersistor, own: bool = False):
+    def __init__(
+        self, root: pathlib.Path, source: Source, spots: GrowingFiles, depth: DepthPersistor, own: bool = False
+    ):
         super().__init__("FilesWriter")
         self.root = root
         self.source = source
@@ -92,8 +112,8 @@ class FilesWriter(Background):
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
                 self.source.set_aside(number_, f"files: {type(problem).__name__}: {problem}")
         if spot_lines:
-            for problem in self.spots.append({DataFolder.SPOT_SERIES: b"".join(spot_lines)}).values():
-                raise problem
+            for failure in self.spots.append({DataFolder.SPOT_SERIES: b"".join(spot_lines)}).values():
+                raise failure
             self.lines += len(spot_lines)
         if records:
             self._spotted = max(self._spotted, records[-1][0])
@@ -122,7 +142,7 @@ class FilesWriter(Background):
         self._unlevelled = set(failed)
         self._levelled = max(self._levelled, records[-1][0])
 
-    def _take(self, number_: int, record) -> list[bytes]:
+    def _take(self, number_: int, record: AnyRecord | None) -> list[bytes]:
         """Hand a record on to the views and the depth files; returns its spot line, if it has one."""
         line, event = None, DepthEvent(number_)
         if isinstance(record, Gex):
@@ -134,7 +154,7 @@ class FilesWriter(Background):
             self.views.update(record.loaded, record.at)
         if number_ > self._offered:
             while not self.depth.enqueue(event):
-                self.source.attempts.rest()
+                self.source.rest()
                 if time.monotonic() - self._said_full >= MESSAGE_PAUSE:
                     self._said_full = time.monotonic()
                     log.warning("depth queue is full; the files wait for it")

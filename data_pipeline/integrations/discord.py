@@ -10,11 +10,14 @@ import json
 import logging
 import threading
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from data_pipeline.integrations import outgoing
 from data_pipeline.payloads.trades import TOPIC, option_trade, to_float
+
+if TYPE_CHECKING:
+    import requests
 
 LIMIT = 2000  # characters a message may have
 QUEUE_SIZE = 1000  # messages that wait; with LIMIT at most 8 MB
@@ -25,7 +28,7 @@ CHANNEL_TIME, DM_TIME = 10, 5  # seconds a request may take
 FENCE = "```"
 
 
-def confirmation(payload: dict) -> dict | None:
+def confirmation(payload: dict[str, Any]) -> dict[str, Any] | None:
     """The proposal that is posted for an option trade; None where the payload makes no trade."""
     trade = option_trade(payload)
     if trade is None:
@@ -40,14 +43,14 @@ def confirmation(payload: dict) -> dict | None:
     return {"type": "confirmation", "message": message, "raw": payload}
 
 
-def message_text(message: dict) -> str:
+def message_text(message: dict[str, Any]) -> str:
     """The text posted to the channel: trades in words, everything else as JSON in a code fence."""
     if message.get("type") == "discord_trade_execution":
         return fit(_trade_text(message))
     return fit(f"🔔 **Webhook Received**\n{FENCE}\n{_start_of_json(message)}\n{FENCE}")
 
 
-def short_text(message: dict) -> str:
+def short_text(message: dict[str, Any]) -> str:
     """The line sent as a direct message."""
     return fit(f"[Bridge] New webhook: {message.get('type', 'unknown')}\nSummary: {message.get('summary', '')}")
 
@@ -61,7 +64,7 @@ def fit(text: str) -> str:
     return cut + closing if cut.count(FENCE) % 2 else cut
 
 
-def _start_of_json(value) -> str:
+def _start_of_json(value: object) -> str:
     """As much of the indented JSON as a message can show: a payload of megabytes costs no more than a small one.
 
     Three backticks in it would end the code fence, and what follows could
@@ -76,7 +79,7 @@ def _start_of_json(value) -> str:
     return "".join(parts).replace(FENCE, "``\\u0060")
 
 
-def _trade_text(message: dict) -> str:
+def _trade_text(message: dict[str, Any]) -> str:
     alert = message.get("alert")
     alert = alert if isinstance(alert, dict) else {}
     executions = message.get("executions")
@@ -140,7 +143,7 @@ class Discord:
         if self._token and self._channel_id:
             self._thread.start()
 
-    def send(self, payload: dict) -> None:
+    def send(self, payload: dict[str, Any]) -> None:
         """Queue what is to be said about a payload; never blocks, never raises.
 
         For an option trade that is its confirmation (nothing where it makes no
@@ -202,7 +205,7 @@ class Discord:
             self._log_failed(message, "the bridge stopped before")
         return not self._thread.is_alive()
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, int]:
         """queued, delivered, failed, dropped: messages; refused: 1 once Discord refused the token or the channel."""
         with self._changed:
             return {"queued": len(self._waiting), **self._counts, "refused": int(self._refused)}
@@ -229,7 +232,7 @@ class Discord:
             self._in_hand = self._waiting.popleft()
             return self._in_hand
 
-    def _deliver(self, session, message: _Message) -> None:
+    def _deliver(self, session: "requests.Session", message: _Message) -> None:
         try:
             self._post(session, self._messages_of(self._channel_id), {"content": message.text}, CHANNEL_TIME)
             self._done("delivered")
@@ -241,7 +244,7 @@ class Discord:
         if self._dm_user_id and not self._too_late(0):
             self._deliver_short(session, message.short)
 
-    def _deliver_short(self, session, text: str) -> None:
+    def _deliver_short(self, session: "requests.Session", text: str) -> None:
         try:
             opened = self._post(session, "/users/@me/channels", {"recipient_id": self._dm_user_id}, DM_TIME)
             try:
@@ -260,7 +263,7 @@ class Discord:
     def _messages_of(channel: str) -> str:
         return f"/channels/{quote(channel, safe='')}/messages"
 
-    def _post(self, session, path: str, body: dict, time_limit: float) -> outgoing.Reply:
+    def _post(self, session: "requests.Session", path: str, body: dict[str, str], time_limit: float) -> outgoing.Reply:
         """POST until Discord takes it; raises _NotDelivered, or _Forbidden for 401 and 403."""
         pause = self._first_pause
         for attempt in range(1, ATTEMPTS + 1):

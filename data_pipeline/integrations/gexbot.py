@@ -15,7 +15,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from data_pipeline import BridgeError, __version__
@@ -23,6 +23,9 @@ from data_pipeline.background import Background
 from data_pipeline.files import atomic, names
 from data_pipeline.integrations import outgoing
 from data_pipeline.payloads import times
+
+if TYPE_CHECKING:
+    import requests
 
 SYMBOLS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
 WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
@@ -69,7 +72,7 @@ class GexBotClient:
         self._api_url, self._time_limit = api_url.rstrip("/"), time_limit
         # The second host knows only the long names and refuses all others.
         self._prefix = "gex_" if urlsplit(api_url).hostname == "api.gex.bot" else ""
-        self._session = None
+        self._session: requests.Session | None = None
         self._making = threading.Lock()  # guards the making of the session
 
     def chain(self, symbol: str, category: str = "zero", whole: bool = False) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class GexBotClient:
         if self._session is not None:
             self._session.close()
 
-    def _opened(self):
+    def _opened(self) -> "requests.Session":
         from urllib3.util.retry import Retry
 
         with self._making:
@@ -172,8 +175,8 @@ def moment(value: object) -> datetime | None:
         return times.from_number(float(value))
     except OverflowError:
         return None
-    except ValueError:
-        at = times.parse_iso(value.strip())
+    except ValueError:  # of text only
+        at = times.parse_iso(str(value).strip())
     try:
         return at and at.astimezone(UTC)
     except OverflowError:  # the first or last day there is, elsewhere
@@ -198,10 +201,10 @@ class _Rounds(Background):
     def __init__(self, name: str, client: GexBotClient):
         super().__init__(name)
         self._name, self._client = name, client
-        self._jobs: dict[str, Any] = {}  # what it is called in the log -> callable
+        self._jobs: dict[str, Callable[[], None]] = {}  # by what each is called in the log
         self._counts = {"done": 0, "failed": 0, "not_stored": 0}  # changed by the thread only
         self._trouble = ""  # why the last one was not stored
-        self._failures: dict[str, Any] = {}  # job -> failures in a row; likewise
+        self._failures: dict[str, int] = {}  # job -> failures in a row; likewise
 
     def stats(self) -> dict[str, Any]:
         """done, failed: jobs so far; not_stored: those done in vain; failing: jobs whose last try failed."""
@@ -214,7 +217,7 @@ class _Rounds(Background):
         due = dict.fromkeys(self._jobs, time.monotonic())
         self._failures = dict.fromkeys(self._jobs, 0)
         while due:
-            job = min(due, key=due.get)
+            job = min(due, key=due.__getitem__)
             if self._stopping.wait(max(0.0, due[job] - time.monotonic())):
                 return
             retry_after = self._do(job)
@@ -260,7 +263,7 @@ class _Rounds(Background):
 
     def _pause_after(self, job: str) -> float:
         usual = self._pause()
-        grown = usual * 2 ** min(self._failures[job], 20)
+        grown = usual * 2.0 ** min(self._failures[job], 20)
         return max(usual, min(grown, LONGEST_PAUSE))
 
 
@@ -306,7 +309,7 @@ class Poller(_Rounds):
     def _do(self, job: str) -> float:
         return 0.0 if self._rth and not in_regular_hours(self._now()) else super()._do(job)
 
-    def _add(self, job: str, symbol: str, endpoint: str, kind: str, fetch: Callable[[], dict]) -> None:
+    def _add(self, job: str, symbol: str, endpoint: str, kind: str, fetch: Callable[[], dict[str, Any]]) -> None:
         def take() -> None:
             payload = fetch()
             if not self._stopping.is_set():
@@ -324,11 +327,17 @@ class StatusRefresher(_Rounds):
     its zone.
     """
 
-    def __init__(self, client: GexBotClient, symbols, folder: pathlib.Path, now=lambda: datetime.now().astimezone()):
+    def __init__(
+        self,
+        client: GexBotClient,
+        symbols: Iterable[str],
+        folder: pathlib.Path,
+        now: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+    ):
         super().__init__("GEXStatusRefresher", client)
-        self._folder, self._now = pathlib.Path(folder), now
+        self._folder, self._now = folder, now
         for symbol in symbols:
-            self._jobs[f"{symbol} status"] = lambda s=symbol: self._refresh(s)
+            self._jobs[f"{symbol} status"] = partial(self._refresh, symbol)
 
     def _pause(self) -> float:
         return status_pause(self._now())

@@ -10,10 +10,15 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from http.client import HTTPException
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline import BridgeError
+
+if TYPE_CHECKING:
+    import requests
+    from urllib3 import HTTPResponse, Retry
 
 # A service may ask for any pause; longer ones than this are not believed.
 LONGEST_RETRY_AFTER = 3600.0
@@ -27,10 +32,10 @@ class Reply(NamedTuple):
     """status; headers (case-insensitive); body: the whole, unpacked, in bytes."""
 
     status: int
-    headers: object
+    headers: Mapping[str, str]
     body: bytes
 
-    def json(self):
+    def json(self) -> Any:
         """The body as JSON; raises WebError where it is none."""
         try:
             return json.loads(self.body)
@@ -41,7 +46,7 @@ class Reply(NamedTuple):
     def retry_after(self, default: float) -> float:
         """The seconds to wait that a 429 names, in its JSON body or its header; else `default`."""
         try:
-            named = json.loads(self.body)["retry_after"]
+            named: Any = json.loads(self.body)["retry_after"]
         except (ValueError, RecursionError, LookupError, TypeError):
             named = self.headers.get("Retry-After")
         try:
@@ -51,7 +56,7 @@ class Reply(NamedTuple):
         return min(seconds, LONGEST_RETRY_AFTER) if math.isfinite(seconds) and seconds >= 0 else default
 
 
-def session(authorization: str, headers: dict, retries=0):
+def session(authorization: str, headers: dict[str, str], retries: "Retry | int" = 0) -> "requests.Session":
     """A requests.Session that sends `authorization` to the host it is used for.
 
     headers: sent with each request; retries: urllib3's Retry, or 0.  Set by a
@@ -63,7 +68,7 @@ def session(authorization: str, headers: dict, retries=0):
     import requests
     from requests.adapters import HTTPAdapter
 
-    def authorize(request):
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = authorization
         return request
 
@@ -79,7 +84,9 @@ def session(authorization: str, headers: dict, retries=0):
     return made
 
 
-def call(session, method: str, url: str, time_limit: float, max_bytes: int = 32 << 20, **request) -> Reply:
+def call(
+    session: "requests.Session", method: str, url: str, time_limit: float, max_bytes: int = 32 << 20, **request: Any
+) -> Reply:
     """One request, whatever its status.
 
     time_limit: seconds to connect, for the wait for the head, and for the
@@ -97,7 +104,7 @@ def call(session, method: str, url: str, time_limit: float, max_bytes: int = 32 
     raise WebError(reason)
 
 
-def _body(raw, deadline: float, max_bytes: int) -> bytes:
+def _body(raw: "HTTPResponse", deadline: float, max_bytes: int) -> bytes:
     """Read to the end; `read1` returns what there is, so that a dripping body meets the deadline."""
     parts, size = [], 0
     while part := raw.read1(65536, decode_content=True):
@@ -120,7 +127,7 @@ def _reason(problem: Exception, time_limit: float) -> str:
     from urllib3.exceptions import ProtocolError
     from urllib3.exceptions import TimeoutError as PoolTimeout
 
-    chain = [problem]
+    chain: list[BaseException] = [problem]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
     for inner in chain:
@@ -136,6 +143,6 @@ def _reason(problem: Exception, time_limit: float) -> str:
     return type(problem).__name__
 
 
-def _nothing(record) -> bool:
+def _nothing(record: logging.LogRecord) -> bool:
     """A log filter that lets nothing through."""
     return False

@@ -13,26 +13,29 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from data_pipeline.payloads.store import KINDS, Part, TickerSnapshot, TickerState
 
 # Stands for the strikes while the rest of a payload is written; no client can know it.
 _STRIKES = secrets.token_hex(16)
 
+Made = TypeVar("Made")
 
-class lazy:
+
+class lazy(Generic[Made]):
     """An attribute made at first use.  Unlike functools.cached_property before Python 3.12 it has no lock, which
     all records would share; made twice by two threads, it is the same."""
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: Callable[[Any], Made]) -> None:
         self.make = make
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, record: Any, owner: type) -> Any:
-        value = record.__dict__[self.name] = self.make(record)
+    def __get__(self, record: Any, owner: type) -> Made:
+        value = self.make(record)
+        record.__dict__[self.name] = value
         return value
 
 
@@ -46,7 +49,7 @@ def _encode(line: dict[str, Any], *parts: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Webhook:
-    """A `/uw` payload as a row of `universal_webhooks`, or an array of several.  at: receive time, ISO, UTC, no offset."""
+    """A row of `universal_webhooks`, or an array of several payloads.  at: receive time, ISO, UTC, no offset."""
 
     at: str
     client: str
@@ -120,13 +123,15 @@ class Gex:
     @lazy
     def payload(self) -> dict[str, Any]:
         """The whole body."""
-        return json.loads(getattr(self.state, self.kind).raw)
+        whole: dict[str, Any] = json.loads(getattr(self.state, self.kind).raw)
+        return whole
 
     @lazy
     def data(self) -> dict[str, Any]:
         """The payload's own data object."""
         key = getattr(self.state, self.kind).key
-        return self.payload[key] if key else self.payload
+        own: dict[str, Any] = self.payload[key] if key else self.payload
+        return own
 
     @lazy
     def loaded(self) -> TickerSnapshot:
@@ -143,9 +148,10 @@ class Gex:
             part = getattr(self.state, kind)
             if part and kind == self.kind:
                 data[kind] = self.data
+            elif part and before is not None and getattr(before.state, kind) == part:
+                data[kind] = getattr(before.loaded, kind)
             elif part:
-                same = before is not None and getattr(before.state, kind) == part
-                data[kind] = getattr(before.loaded, kind) if same else part.load()
+                data[kind] = part.load()
         return TickerSnapshot.of(self.state, data)
 
     @lazy

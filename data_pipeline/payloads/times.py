@@ -70,7 +70,7 @@ def from_number(value: float) -> datetime.datetime | None:
 
 
 def seconds_of(timestamp: object) -> float | None:
-    """A payload's time as UTC seconds, milliseconds and ISO text understood; None where it is no time from 1970 to 9998."""
+    """A payload's time as UTC seconds; takes milliseconds and ISO text too; None where it is none from 1970 to 9998."""
     moment = None
     if isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool):
         moment = from_number(timestamp)

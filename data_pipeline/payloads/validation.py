@@ -1,6 +1,7 @@
 """Payloads → small typed objects, and the wording of what is wrong with them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.payloads.store import KINDS, normalise
 
@@ -18,7 +19,7 @@ class GexPayload:
 
     ticker: str
     kind: str
-    data: dict
+    data: dict[str, Any]
     endpoint: str | None
     received_at: str | None
 
@@ -32,16 +33,22 @@ class HistoryLink:
     endpoint: object
 
 
-def gex_payload(payload: dict, data_key: str = "data", default_kind=None, default_endpoint=None) -> GexPayload:
+def gex_payload(
+    payload: dict[str, Any],
+    data_key: str = "data",
+    default_kind: str | None = None,
+    default_endpoint: str | None = None,
+) -> GexPayload:
     """Check an envelope `{ticker, kind, data, endpoint?, received_at?}`.
 
     data_key: the name of `data` there; the defaults stand in for absent, null
     or empty values.  Raises ValidationError with every problem, in the order
     ticker, received_at, endpoint, kind, data.
     """
-    ticker, data = payload.get("ticker"), payload.get(data_key)
+    ticker: Any = payload.get("ticker")
+    data: Any = payload.get(data_key)
     endpoint, received_at = payload.get("endpoint"), payload.get("received_at")
-    kind = payload.get("kind")
+    kind: Any = payload.get("kind")
     kind = default_kind if kind in (None, "") else kind
     problems = []
     if ticker is None:
@@ -70,7 +77,7 @@ def gex_payload(payload: dict, data_key: str = "data", default_kind=None, defaul
     return GexPayload(normalise(ticker), kind, data, endpoint or default_endpoint or endpoint, received_at)
 
 
-def history_link(payload: dict) -> HistoryLink:
+def history_link(payload: dict[str, Any]) -> HistoryLink:
     """Raises ValidationError where url, ticker or endpoint (or feed, or kind) is missing or falsy."""
     endpoint = payload.get("endpoint") or payload.get("feed") or payload.get("kind")
     link = HistoryLink(payload.get("url"), payload.get("ticker"), endpoint)

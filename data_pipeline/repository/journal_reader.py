@@ -146,6 +146,10 @@ class JournalReader:
         self.attempts.rest()
         self._progress.wait_beyond(number, timeout)
 
+    def rest(self) -> None:
+        """See Attempts.rest."""
+        self.attempts.rest()
+
     def read(self, after: int, most: int) -> list[tuple[int, records.AnyRecord | None]]:
         """Up to `most` records behind `after`, each with its number; None stands for one that is none of ours, or lost.
 

@@ -114,15 +114,15 @@ class Feeder:
         self.persistor = persistor
         self.number = persistor.files.position
         self.waiting = 0
-        self.sent: dict[str | None, bytes] = {}
+        self.sent: dict[str, bytes] = {}
 
-    def offer(self, name=None, count=1):
+    def offer(self, name="", count=1):
         for _ in range(count):
             self.number += 1
-            line = f'{{"n": {self.number}}}\n'.encode() if name else None
+            line = f'{{"n": {self.number}}}\n'.encode() if name else b""
             assert self.persistor.enqueue(DepthEvent(self.number, name, line))
-            self.sent[name] = self.sent.get(name, b"") + (line or b"")
-            self.waiting += line is not None
+            self.sent[name] = self.sent.get(name, b"") + line
+            self.waiting += bool(line)
 
     def flush(self, name):
         """Fill the batch up, and wait until it is dealt with."""

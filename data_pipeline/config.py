@@ -56,15 +56,17 @@ class Setting:
 
     @property
     def attribute(self) -> str:
+        """The field of `Settings`."""
         return self.name.lower().replace("-", "_")
 
     @property
     def option(self) -> str:
+        """The flag, with its dashes."""
         return "--" + self.attribute.replace("_", "-")
 
 
 def _setting(default: object, unit: str, why: str, **more: Any) -> Any:
-    """A field of `Settings` that is a row of the table; its name is the field's, its kind that of the type, or given."""
+    """A field of `Settings` that is a row of the table; its name is the field's, its kind the type's, or given."""
     return dataclasses.field(metadata={"row": {"default": default, "unit": unit, "why": why, **more}})
 
 
@@ -80,18 +82,22 @@ class DataFolder:
 
     @property
     def raw(self) -> pathlib.Path:
+        """The database, latest.json and the spot series."""
         return self.root / "raw" / "gex"
 
     @property
     def database(self) -> pathlib.Path:
+        """The DuckDB file."""
         return self.raw / "gex_history.duckdb"
 
     @property
     def latest(self) -> pathlib.Path:
+        """The whole store as one file."""
         return self.root / self.LATEST
 
     @property
     def spot_series(self) -> pathlib.Path:
+        """A line for each `/gex` payload that has a spot and a time."""
         return self.root / self.SPOT_SERIES
 
     @property
@@ -101,14 +107,17 @@ class DataFolder:
 
     @property
     def depth(self) -> pathlib.Path:
+        """A folder a ticker: a line for each `/gex` payload, by day."""
         return self.root / "depth"
 
     @property
     def journal(self) -> pathlib.Path:
+        """The journal's segments, and how far its readers are."""
         return self.root / "journal"
 
     @property
     def lake(self) -> pathlib.Path:
+        """Days as Parquet files."""
         return self.root / "lake"
 
     @property
@@ -209,10 +218,12 @@ class Settings:
 
     @property
     def folder(self) -> DataFolder:
+        """Where everything lies in DATA_DIR."""
         return DataFolder(self.data_dir)
 
     @property
     def database(self) -> pathlib.Path:
+        """The DuckDB file."""
         return self.folder.database
 
     @property

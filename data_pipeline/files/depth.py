@@ -101,6 +101,7 @@ class DepthPersistor(Background):
             pass  # it is awake anyway
 
     def stats(self) -> dict[str, Any]:
+        """Counts of events since the start, and how many wait; position: the last record that is done."""
         return {
             "enqueued": self.enqueued,
             "written": self.written,

@@ -132,6 +132,7 @@ class Views:
                 self.update(snapshot, times.utc_now_text())
 
     def update(self, snapshot: TickerSnapshot, received: str) -> None:
+        """Have a ticker's files written at the next `write`; received: see `consolidated`."""
         self._pending[snapshot.ticker] = (snapshot, received)
 
     def forget(self, ticker: str) -> None:

@@ -68,6 +68,7 @@ class FilesWriter(Background):
         self._offered = depth.files.position
 
     def stats(self) -> dict[str, Any]:
+        """position: the last record that is in the files; the rest counts since the start."""
         return {"position": self.spots.position, "views_written": self.views.written, "lines_appended": self.lines}
 
     def _run(self) -> None:

@@ -140,6 +140,7 @@ class Discord:
         self._refused = False
 
     def start(self) -> None:
+        """Begin to deliver, where there is a token and a channel.  Raises RuntimeError where there is no thread."""
         if self._token and self._channel_id:
             self._thread.start()
 

@@ -108,6 +108,7 @@ class GexBotClient:
         return f"{self._api_url}/{quote(symbol, safe='')}/classic/{self._prefix}{category}{what}"
 
     def close(self) -> None:
+        """Close the connections."""
         if self._session is not None:
             self._session.close()
 

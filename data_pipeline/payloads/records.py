@@ -57,10 +57,12 @@ class Webhook:
     raw: bytes
 
     def encode(self) -> bytes:
+        """The record's payload, which `decode` takes."""
         return _encode({"type": "uw", "at": self.at, "client": self.client, "agent": self.agent}, self.raw)
 
     @lazy
     def payloads(self) -> list[dict[str, Any]]:
+        """One, or those of the array."""
         payload = json.loads(self.raw)
         return payload if isinstance(payload, list) else [payload]
 
@@ -76,6 +78,7 @@ class Link:
     endpoint: str
 
     def encode(self) -> bytes:
+        """The record's payload, which `decode` takes."""
         return _encode({"type": "link", **self.__dict__})
 
 
@@ -96,13 +99,16 @@ class Gex:
 
     @property
     def ticker(self) -> str:
+        """As it is known everywhere."""
         return self.state.ticker
 
     @property
     def kind(self) -> str:
+        """The payload's, one of KINDS."""
         return self.state.last_payload_kind or ""
 
     def encode(self) -> bytes:
+        """The record's payload, which `decode` takes."""
         state = self.state
         parts = [(kind, part) for kind in KINDS if (part := getattr(state, kind))]
         line = {

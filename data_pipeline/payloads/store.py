@@ -77,9 +77,11 @@ class Part:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> "Part":
+        """An object as text."""
         return cls(json.dumps(data).encode("ascii"))
 
     def load(self) -> dict[str, Any]:
+        """The object.  Raises ValueError, KeyError where there is none."""
         value: dict[str, Any] = json.loads(self.raw)
         return value[self.key] if self.key else value
 
@@ -238,6 +240,7 @@ class SnapshotStore(Generic[Held]):
         self._tickers: dict[str, Held] = {}
 
     def get(self, ticker: str) -> Held:
+        """What is known of a ticker; an empty one where it is new."""
         return self._tickers.get(ticker) or self._make(ticker)
 
     def __len__(self) -> int:

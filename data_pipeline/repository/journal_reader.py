@@ -30,6 +30,7 @@ class DurablePosition:
         self._ended = False
 
     def advance(self, durable: int) -> None:
+        """It is durable up to number `durable`, and never less than before."""
         with self._changed:
             self.durable = max(self.durable, durable)
             self._changed.notify_all()

@@ -120,6 +120,7 @@ class Loader(Background):
         self._closed = 0.0
 
     def stats(self) -> dict[str, Any]:
+        """Counts since the start; position: the last record that is in the tables; see README, `/status`."""
         return {
             "position": self.loaded,
             "sessions": self.sessions,

@@ -43,6 +43,7 @@ class SegmentHeader:
     last_link: int
 
     def encode(self) -> bytes:
+        """HEADER_BYTES: two copies."""
         packed = HEADER.pack(HEADER_MAGIC, bytes.fromhex(self.journal), self.first, self.last_link, 0)[:-4]
         return 2 * (packed + struct.pack("<I", zlib.crc32(packed)))
 
@@ -59,6 +60,8 @@ class SegmentHeader:
 
 @dataclass(frozen=True)
 class Record:
+    """A whole record of a segment."""
+
     number: int
     payload: bytes
 
@@ -84,10 +87,12 @@ def encode_record(number: int, payload: bytes) -> bytes:
 
 
 def segment_path(folder: pathlib.Path, first: int) -> pathlib.Path:
+    """Where the segment that begins with record `first` lies."""
     return folder / f"{first:016d}{ENDING}"
 
 
 def first_number(path: pathlib.Path) -> int:
+    """The number of a segment's first record, by its name."""
     return int(path.name[: -len(ENDING)])
 
 

@@ -56,6 +56,7 @@ class WriterProcess:
         ]
 
     def start(self) -> None:
+        """Start it, and watch it.  Raises OSError, RuntimeError where the system gives no process or no thread."""
         self.tell(self.journal.durable)
         self._spawn()
         for thread in self._threads:

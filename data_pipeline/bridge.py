@@ -170,13 +170,13 @@ class Bridge:
     def _append_gex(self, gex: validation.GexPayload, part: Part, webhook: tuple[str, str] | None = None) -> None:
         """State, record and their order are made together, under the journal's lock."""
         at = times.utc_now_text()
-        endpoints: list[str] = []
+        series: list[str] = []
 
         def build() -> Built:
             gone = self._make_room(gex.ticker)
             state = self.store.get(gex.ticker).merged(gex.kind, part, gex.endpoint, gex.received_at)
-            endpoints.append(gex.endpoint or state.last_endpoint or "unknown")
             record = records.Gex(at, gex.endpoint, state, webhook, gone)
+            series.append(record.series)
             undos = [self.store.put(state)] + ([self.store.drop(gone)] if gone else [])
 
             def undo() -> None:
@@ -188,7 +188,7 @@ class Bridge:
         self.repository.append(build)
         self.heard[gex.ticker] = time.monotonic()
         # Only now: what the board shows is on disk.
-        self.board.add(gex.ticker, endpoints[-1], gex.kind, gex.data)
+        self.board.add(gex.ticker, series[-1], gex.kind, gex.data)
 
     def _make_room(self, ticker: str) -> str | None:
         """The ticker that has to leave for a new one, if any.  Raises ValidationError where none may."""

@@ -37,9 +37,8 @@ class LevelLines:
 
     def of_record(self, record: Gex) -> dict[str, bytes]:
         """The lines of a journal record's payload, by file."""
-        endpoint = record.endpoint or record.state.last_endpoint or "unknown"
         received = times.seconds_of(record.at) or 0.0
-        return self.of(record.ticker, endpoint, record.kind, record.data, received)
+        return self.of(record.ticker, record.series, record.kind, record.data, received)
 
     def of(self, ticker: str, endpoint: str, kind: str, data: dict[str, object], received: float) -> dict[str, bytes]:
         """The lines of one payload by file; none for a maxchange or where it has no number.  received: UTC seconds."""

@@ -27,7 +27,7 @@ log = logging.getLogger("webhook")
 
 
 # Names of the max-change windows in the consolidated files, by their name in the combined view.
-CHANGE_WINDOWS = dict(zip((name for _, name in WINDOWS), ("current", "1m", "5m", "10m", "15m", "30m")))
+CHANGE_WINDOWS = dict(zip(WINDOWS.values(), ("current", "1m", "5m", "10m", "15m", "30m")))
 
 # Indentation of one ticker's entry in latest.json, in bytes: beyond the first, and so many times as much as the
 # entry itself, it stands on one line.  Else 4 MiB of `1,1,1,…` in sixty brackets would become half a gigabyte.

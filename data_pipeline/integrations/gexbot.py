@@ -23,12 +23,12 @@ from data_pipeline.background import Background
 from data_pipeline.files import atomic, names
 from data_pipeline.integrations import outgoing
 from data_pipeline.payloads import times
+from data_pipeline.payloads.store import WINDOWS
 
 if TYPE_CHECKING:
     import requests
 
 SYMBOLS = ("NQ_NDX", "ES_SPX", "SPY", "QQQ", "SPX", "NDX")
-WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
 TIME_LIMIT = 10.0  # seconds, of each try of a request
 LONGEST_PAUSE = 900.0  # seconds; pauses that grow after failures end here
 LONG_AGO = datetime.min.replace(tzinfo=UTC)

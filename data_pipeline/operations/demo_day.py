@@ -11,6 +11,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_pipeline.payloads.store import WINDOWS
+
 Payload = dict[str, object]
 
 
@@ -34,7 +36,6 @@ DAY = 23_400  # s of a regular session
 STRIKES_EACH_SIDE = 32
 SPREAD = 16  # strikes over which gamma falls off
 MINUTES = (1, 5, 10, 15, 30)  # of the priors
-WINDOWS = ("current", "one", "five", "ten", "fifteen", "thirty")
 FLOW_EVERY = 7  # payloads between two option trades, on average
 
 

@@ -107,6 +107,11 @@ class Gex:
         """The payload's, one of KINDS."""
         return self.state.last_payload_kind or ""
 
+    @property
+    def series(self) -> str:
+        """Its endpoint, else the ticker's last one, else `unknown`: what a row, a level file and the board go by."""
+        return self.endpoint or self.state.last_endpoint or "unknown"
+
     def encode(self) -> bytes:
         """The record's payload, which `decode` takes."""
         state = self.state

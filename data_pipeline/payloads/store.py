@@ -52,15 +52,15 @@ OWN_NUMBERS = (
 # Majors so much older than the snapshot (s, by the payloads' own times) no longer cover it.
 MAJORS_LAST = 600
 
-# (key of a max-change payload, name of the window in the view).
-WINDOWS = (
-    ("current", "Now"),
-    ("one", "1 min"),
-    ("five", "5 min"),
-    ("ten", "10 min"),
-    ("fifteen", "15 min"),
-    ("thirty", "30 min"),
-)
+# Key of a max-change payload -> name of the window in the view.
+WINDOWS = {
+    "current": "Now",
+    "one": "1 min",
+    "five": "5 min",
+    "ten": "10 min",
+    "fifteen": "15 min",
+    "thirty": "30 min",
+}
 
 
 def normalise(ticker: str) -> str:
@@ -173,9 +173,7 @@ class TickerSnapshot(_Ticker[dict[str, Any]]):
         return {
             "ticker": self.ticker,
             "updated_at": self.updated_at,
-            "majors": self.majors,
-            "maxchange": self.maxchange,
-            "snapshot": self.snapshot,
+            **{kind: getattr(self, kind) for kind in KINDS},
             "combined": self.combined(own),
             "metadata": {
                 "last_endpoint": self.last_endpoint,
@@ -219,7 +217,7 @@ def _apply(view: dict[str, Any], data: dict[str, Any], own: bool) -> None:
 
 def _max_change(maxchange: dict[str, Any] | None) -> dict[str, Any]:
     windows = {}
-    for key, name in WINDOWS:
+    for key, name in WINDOWS.items():
         pair = (maxchange or {}).get(key)
         if isinstance(pair, list) and len(pair) >= 2:
             windows[name] = {"strike": pair[0], "net_gex": pair[1]}

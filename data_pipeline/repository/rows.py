@@ -132,7 +132,7 @@ class Rows:
 
     def _add_snapshot(self, record: Gex, view: dict[str, Any], timestamp: int) -> None:
         state = record.loaded
-        key = (text(record.ticker), timestamp, text(record.endpoint or state.last_endpoint or "unknown"))
+        key = (text(record.ticker), timestamp, text(record.series))
         columns = strikes((state.snapshot or {}).get("strikes"), record.strikes_json)
         max_priors = view["max_priors"]
         raw = (

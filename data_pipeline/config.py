@@ -75,8 +75,12 @@ class DataFolder:
     """Where everything lies below DATA_DIR; `root` is DATA_DIR itself."""
 
     # Relative to it, as the growing files are named in their notes.
-    LATEST = "raw/gex/latest.json"
     SPOT_SERIES = "raw/gex/spot_series.jsonl"
+    DEPTH = "depth"
+    DEAD_LETTERS = "depth/dead-letter.jsonl"
+    LEVELS = "levels"
+
+    DATABASE = "gex_history.duckdb"  # its name
 
     root: pathlib.Path
 
@@ -88,12 +92,12 @@ class DataFolder:
     @property
     def database(self) -> pathlib.Path:
         """The DuckDB file."""
-        return self.raw / "gex_history.duckdb"
+        return self.raw / self.DATABASE
 
     @property
     def latest(self) -> pathlib.Path:
         """The whole store as one file."""
-        return self.root / self.LATEST
+        return self.raw / "latest.json"
 
     @property
     def spot_series(self) -> pathlib.Path:
@@ -108,12 +112,27 @@ class DataFolder:
     @property
     def depth(self) -> pathlib.Path:
         """A folder a ticker: a line for each `/gex` payload, by day."""
-        return self.root / "depth"
+        return self.root / self.DEPTH
+
+    @property
+    def dead_letters(self) -> pathlib.Path:
+        """Depth lines that could not be written where they belong."""
+        return self.root / self.DEAD_LETTERS
+
+    @property
+    def levels(self) -> pathlib.Path:
+        """A folder a ticker and endpoint: numbers and strikes by day of New York."""
+        return self.root / self.LEVELS
 
     @property
     def journal(self) -> pathlib.Path:
         """The journal's segments, and how far its readers are."""
         return self.root / "journal"
+
+    @property
+    def set_aside(self) -> pathlib.Path:
+        """Records that could not be used, whole, each with the reason."""
+        return self.journal / "set-aside.jsonl"
 
     @property
     def lake(self) -> pathlib.Path:

@@ -60,7 +60,7 @@ class Writer:
         self.settings = settings
         self.folder = settings.folder.journal
         self.progress = DurablePosition(durable)
-        self.aside = SetAside(self.folder / "set-aside.jsonl")
+        self.aside = SetAside(settings.folder.set_aside)
         cache = Cache()
         self.sources = sources = [
             JournalReader(self.folder, self.progress, cache, self.aside, names) for names in (True, False)

@@ -11,7 +11,7 @@ from data_pipeline.background import Background
 from data_pipeline.board import days
 from data_pipeline.board.board import Board
 from data_pipeline.board.series import trading_day
-from data_pipeline.files import levels
+from data_pipeline.config import DataFolder
 
 log = logging.getLogger("webhook")
 
@@ -45,7 +45,7 @@ class BoardRestore(Background):
         began = time.monotonic()
         self.series = 0
         day = trading_day(self.board.clock())
-        for path in sorted((self.data_dir / levels.FOLDER).glob(f"*/*/{day}.csv")):
+        for path in sorted(DataFolder(self.data_dir).levels.glob(f"*/*/{day}.csv")):
             if self._stopping.is_set():
                 return
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.background import Background
+from data_pipeline.config import DataFolder
 from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.files.names import folder_name
 from data_pipeline.payloads import times
@@ -24,7 +25,6 @@ RETRY_PAUSE = 60.0  # s
 RETRIES = 3
 RETRY_BYTES = 32 << 20  # of lines that wait for another try; beyond that no new ones are taken from the queue
 TROUBLE_PAUSE = 0.5  # s, where even the note of what is to be written cannot be
-DEAD_LETTERS = "depth/dead-letter.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def depth_event(number: int, record: Gex) -> DepthEvent:
         line = record.data_json[:-1] + more + "}"
     else:
         line = json.dumps({**data, **sets})
-    name = f"depth/{folder_name(record.ticker)}/{times.day(timestamp, record.at)}.jsonl"
+    name = f"{DataFolder.DEPTH}/{folder_name(record.ticker)}/{times.day(timestamp, record.at)}.jsonl"
     return DepthEvent(number, name, line.encode("ascii") + b"\n")
 
 
@@ -67,7 +67,7 @@ class DepthPersistor(Background):
 
     Flushed at FLUSH_EVENTS or after FLUSH_INTERVAL; a file that cannot be
     written is tried again after RETRY_PAUSE, RETRIES times, and then its
-    events go to DEAD_LETTERS.  `files.position` never passes an event that is
+    events go to the dead letters.  `files.position` never passes an event that is
     in neither, so the journal keeps it over a restart.
     """
 
@@ -206,8 +206,8 @@ class DepthPersistor(Background):
 
     def _dead_letter(self, name: str, events: list[DepthEvent], problem: OSError) -> bool:
         lines = [json.dumps({"file": name, "error": str(problem), "event": json.loads(e.line)}) for e in events]
-        if self.files.append({DEAD_LETTERS: "".join(f"{line}\n" for line in lines).encode()}):
+        if self.files.append({DataFolder.DEAD_LETTERS: "".join(f"{line}\n" for line in lines).encode()}):
             return False
         self.dead_lettered += len(events)
-        log.error("%d depth events for %s are in %s: %s", len(events), name, DEAD_LETTERS, problem)
+        log.error("%d depth events for %s are in %s: %s", len(events), name, DataFolder.DEAD_LETTERS, problem)
         return True

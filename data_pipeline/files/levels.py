@@ -11,12 +11,12 @@ import json
 import zoneinfo
 from collections.abc import Iterator
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files.names import folder_name
 from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.reading import Strike
 from data_pipeline.payloads.records import Gex
 
-FOLDER = "levels"
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 COLUMNS = ("timestamp", "date", "time", *reading.NAMES)
 HEAD = (",".join(COLUMNS) + "\n").encode()
@@ -26,7 +26,7 @@ MINUTE = 60
 
 def folder_of(ticker: str, endpoint: str) -> str:
     """The series' folder, relative to DATA_DIR."""
-    return f"{FOLDER}/{folder_name(ticker)}/{folder_name(endpoint)}"
+    return f"{DataFolder.LEVELS}/{folder_name(ticker)}/{folder_name(endpoint)}"
 
 
 class LevelLines:

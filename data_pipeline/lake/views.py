@@ -2,6 +2,7 @@
 
 import pathlib
 
+from data_pipeline.config import DataFolder
 from data_pipeline.lake.layout import FILES, KINDS, SECOND, partitions
 from data_pipeline.repository import schema
 
@@ -13,7 +14,7 @@ TIME = (
 
 # DuckDB's setting temp_directory is, unless somebody sets it, the path of the file that was opened and `.tmp`: the one
 # thing in a view by which a path can follow the file it is in.
-_DATABASE = "gex_history.duckdb"
+_DATABASE = DataFolder.DATABASE
 _OPENED = "current_setting('temp_directory')"
 _IS_OPENED = f"ends_with({_OPENED}, '{_DATABASE}.tmp')"
 _BESIDE = f"coalesce(nullif({_OPENED}[:-{len(_DATABASE) + 5}], ''), '.') || '/../..'"
@@ -53,7 +54,7 @@ def _select(kind: str, root: pathlib.Path) -> str:
     here = _quoted(str(root.parent))
     where = f"regexp_replace(CASE WHEN {_IS_OPENED} THEN {_BESIDE} ELSE {here} END, '([*?\\[])', '[\\1]', 'g')"
     lake = _read_parquet(f"{where} || '/lake/{kind}{FILES}'")
-    database = root.parent / "raw" / "gex" / _DATABASE
+    database = DataFolder(root.parent).database
     ours = ", ".join({_quoted(str(database)), _quoted(str(database.resolve()))})
     return (
         f"{live} UNION ALL SELECT {columns}, {ts} FROM {lake} AS lake WHERE NOT EXISTS"

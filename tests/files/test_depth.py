@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.config import DataFolder
 from data_pipeline.files import depth
-from data_pipeline.files.depth import DEAD_LETTERS, FLUSH_EVENTS, RETRY_PAUSE, DepthEvent, DepthPersistor, depth_event
+from data_pipeline.files.depth import FLUSH_EVENTS, RETRY_PAUSE, DepthEvent, DepthPersistor, depth_event
 from data_pipeline.files.growing import GrowingFiles
 from data_pipeline.payloads.records import Gex, Part
 from data_pipeline.payloads.store import TickerState
@@ -227,7 +228,7 @@ def test_after_three_tries_the_events_are_kept_as_dead_letters(persistor, tmp_pa
         feeder.flush(B)
         eventually(lambda: persistor.retried == tries)
     eventually(lambda: persistor.files.position == feeder.number)
-    letters = [json.loads(line) for line in (tmp_path / DEAD_LETTERS).read_text().splitlines()]
+    letters = [json.loads(line) for line in (tmp_path / DataFolder.DEAD_LETTERS).read_text().splitlines()]
     assert [(letter["file"], letter["event"]) for letter in letters] == [(A, {"n": 1}), (A, {"n": 2})]
     assert all("directory" in letter["error"] for letter in letters)
     assert persistor.dead_lettered == 2
@@ -239,7 +240,7 @@ def test_after_three_tries_the_events_are_kept_as_dead_letters(persistor, tmp_pa
 
 def test_where_dead_letters_cannot_be_kept_the_journal_keeps_the_events(persistor, tmp_path):
     blocked(tmp_path, A)
-    blocked(tmp_path, DEAD_LETTERS)
+    blocked(tmp_path, DataFolder.DEAD_LETTERS)
     feeder = Feeder(persistor)
     persistor.start()
     feeder.offer(A)

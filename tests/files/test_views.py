@@ -26,7 +26,7 @@ from data_pipeline.repository.journal_reader import Cache, DurablePosition, Jour
 from tests.helpers import strategies
 from tests.helpers.support import PATIENCE, eventually
 
-LATEST, SPOT_SERIES = DataFolder.LATEST, DataFolder.SPOT_SERIES
+LATEST, SPOT_SERIES = "raw/gex/latest.json", DataFolder.SPOT_SERIES
 
 AT = "2025-11-09T15:16:17.123456"
 NOW = f"{AT}+00:00"

@@ -16,7 +16,7 @@ import threading
 import time
 from urllib.parse import unquote, urlsplit
 
-logger = logging.getLogger("webhook")
+log = logging.getLogger("webhook")
 
 PATH = "/api/ingest/history"
 ACCEPTED = (200, 202)
@@ -75,15 +75,15 @@ class Dashboard:
             status = self._ask(body)
         except Unreachable as problem:
             self._note("failed", down=True)
-            logger.warning("Dashboard not reachable (%s); not tried again for %g s", problem, self._down_for)
+            log.warning("Dashboard not reachable (%s); not tried again for %g s", problem, self._down_for)
             return False
         except Exception as problem:
             self._note("failed")
-            logger.warning("Dashboard gave no usable answer (%s)", type(problem).__name__)
+            log.warning("Dashboard gave no usable answer (%s)", type(problem).__name__)
             return False
         self._note("accepted" if status in ACCEPTED else "refused")
         if status not in ACCEPTED:
-            logger.warning("Dashboard refused a history link with status %d", status)
+            log.warning("Dashboard refused a history link with status %d", status)
         return status in ACCEPTED
 
     def stats(self) -> dict[str, int | bool]:

@@ -27,6 +27,8 @@ LONGEST_PAUSE = 60.0  # seconds between two attempts, unless Discord names its o
 CHANNEL_TIME, DM_TIME = 10, 5  # seconds a request may take
 FENCE = "```"
 
+log = logging.getLogger("webhook")
+
 
 def confirmation(payload: dict[str, Any]) -> dict[str, Any] | None:
     """The proposal that is posted for an option trade; None where the payload makes no trade."""
@@ -125,11 +127,10 @@ class Discord:
         channel_id: str,
         dm_user_id: str = "",
         api_url: str = "https://discord.com/api/v10",
-        log: logging.Logger = logging.getLogger("webhook"),
         pause: float = 1.0,
     ):
         self._token, self._channel_id, self._dm_user_id, self._api_url = token, channel_id, dm_user_id, api_url
-        self._log, self._first_pause = log, pause
+        self._first_pause = pause
         self._thread = threading.Thread(target=self._run, name="Discord", daemon=True)
         # Guards everything below; notified when a message comes and when stop is called.
         self._changed = threading.Condition()
@@ -158,7 +159,7 @@ class Discord:
                 return
             texts = _Message(message_text(message), short_text(message))
         except Exception:
-            self._log.exception("no Discord message could be made of a payload")
+            log.exception("no Discord message could be made of a payload")
             return
         with self._changed:
             self._waiting.append(texts)
@@ -171,10 +172,10 @@ class Discord:
         than QUEUE_SIZE may wait, at most one for each thread that sends.
         """
         if not self._token:
-            self._log.warning("DISCORD_BOT_TOKEN not set; Discord message not sent")
+            log.warning("DISCORD_BOT_TOKEN not set; Discord message not sent")
             return False
         if not self._channel_id:
-            self._log.warning("ALT_CHANNEL_OPTION_TRADES and DISCORD_CHANNEL_ID not set; Discord message not sent")
+            log.warning("ALT_CHANNEL_OPTION_TRADES and DISCORD_CHANNEL_ID not set; Discord message not sent")
             return False
         with self._changed:
             if len(self._waiting) < QUEUE_SIZE and not self._refused and self._deadline is None:
@@ -184,7 +185,7 @@ class Discord:
         # A refusal has been logged; a flood of payloads must not become a flood of warnings.
         if not self._refused and dropped % DROPS_A_LINE == 1:
             why = "the queue is full" if self._deadline is None else "the bridge stops"
-            self._log.warning("Discord message dropped, %s (%d so far)", why, dropped)
+            log.warning("Discord message dropped, %s (%d so far)", why, dropped)
         return False
 
     def stop(self, timeout: float) -> bool:
@@ -218,7 +219,7 @@ class Discord:
                 try:
                     self._deliver(session, message)
                 except Exception:
-                    self._log.exception("a Discord message could not be delivered")
+                    log.exception("a Discord message could not be delivered")
                     self._done("failed")
         finally:
             session.close()
@@ -255,10 +256,10 @@ class Discord:
             self._post(session, self._messages_of(str(channel)), {"content": text}, DM_TIME)
         except _Forbidden as problem:
             # A user may refuse direct messages; the channel still takes what it took.
-            self._log.error("Discord refuses direct messages to that user (%s): none are sent until restart", problem)
+            log.error("Discord refuses direct messages to that user (%s): none are sent until restart", problem)
             self._dm_user_id = ""
         except _NotDelivered as problem:
-            self._log.error("Discord direct message not delivered (%s): %s", problem, ascii(text))
+            log.error("Discord direct message not delivered (%s): %s", problem, ascii(text))
 
     @staticmethod
     def _messages_of(channel: str) -> str:
@@ -304,9 +305,7 @@ class Discord:
         return self._deadline is not None and self._deadline <= time.monotonic() + seconds
 
     def _give_up(self, problem: Exception) -> None:
-        self._log.error(
-            "Discord refuses the bot token or the channel (%s): no messages are sent until restart", problem
-        )
+        log.error("Discord refuses the bot token or the channel (%s): no messages are sent until restart", problem)
         with self._changed:
             self._refused = True
             self._counts["dropped"] += len(self._waiting)
@@ -322,4 +321,4 @@ class Discord:
             return True
 
     def _log_failed(self, message: _Message, reason: object) -> None:
-        self._log.error("Discord message not delivered (%s): %s", reason, ascii(message.text))
+        log.error("Discord message not delivered (%s): %s", reason, ascii(message.text))

@@ -82,10 +82,6 @@ class GexBotClient:
         """
         return summary(symbol, self.latest(symbol, category=category), whole)
 
-    def majors(self, symbol: str) -> dict[str, Any]:
-        """The same fields, from the smaller reply that has no strikes."""
-        return summary(symbol, self.latest(symbol, "/majors"))
-
     def maxchange(self, symbol: str, category: str = "zero") -> dict[str, Any]:
         """The six WINDOWS, each [strike, change of net GEX]; [0, 0] where the reply has none."""
         found = self.latest(symbol, "/maxchange", category)
@@ -148,7 +144,7 @@ def latest(reply: object) -> dict[str, Any]:
 
 
 def summary(symbol: str, reply: dict[str, Any], whole: bool = False) -> dict[str, Any]:
-    """A chain or majors reply as the payload of a snapshot, `whole` with what it has of WHOLE.
+    """A chain reply as the payload of a snapshot, `whole` with what it has of WHOLE.
 
     Raises GexBotError where all its fields are missing.
     """

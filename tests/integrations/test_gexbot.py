@@ -73,7 +73,7 @@ WINDOWS = {name: MAXCHANGE[name] for name in gexbot.WINDOWS}
 def api(request):
     """As the API answers everyone."""
     path = urlsplit(request.path).path
-    return Answer(MAXCHANGE if path.endswith("/maxchange") else MAJORS if path.endswith("/majors") else CHAIN)
+    return Answer(MAXCHANGE if path.endswith("/maxchange") else CHAIN)
 
 
 def is_now(text):
@@ -117,10 +117,9 @@ def running():
 
 def test_the_key_goes_as_a_query_and_as_a_bearer_beside_user_agent_and_accept(asking):
     service, client = asking()
-    client.chain("NQ_NDX"), client.majors("NQ_NDX"), client.maxchange("NQ_NDX")
+    client.chain("NQ_NDX"), client.maxchange("NQ_NDX")
     assert [urlsplit(r.path).path for r in service.requests] == [
         "/NQ_NDX/classic/zero",
-        "/NQ_NDX/classic/zero/majors",
         "/NQ_NDX/classic/zero/maxchange",
     ]
     for request in service.requests:
@@ -181,8 +180,8 @@ def test_a_chain_of_any_shape_gives_the_latest_summary(asking, reply):
 
 
 def test_majors_and_sums_may_have_their_other_names(asking):
-    service, client = asking()
-    assert client.majors("SPX") == SUMMARY
+    service, client = asking(script(Answer(MAJORS)))
+    assert client.chain("SPX") == SUMMARY
 
 
 def test_a_value_of_zero_is_a_value_and_a_missing_one_is_null(asking):

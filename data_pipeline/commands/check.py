@@ -5,14 +5,15 @@ import sys
 
 from data_pipeline import config
 
-HELP = "read journal, files and tables, say what is whole, and repair what can be"
-
-# Payloads may be nested nearly as deep as Python's usual limit, and here the stack begins deeper.
-RECURSION_LIMIT = 10_000
+HELP = "read journal, files and tables, and say what is whole"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--repair", action="store_true", help="repair what loses nothing; only while no bridge runs")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make latest.json and the views anew where they are broken; only while no bridge runs",
+    )
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")
     config.add_flags(parser, only=("DATA_DIR",))
 
@@ -21,7 +22,6 @@ def run(args, settings) -> int:
     from data_pipeline.operations import check
     from data_pipeline.repository.journal import FolderInUse
 
-    sys.setrecursionlimit(RECURSION_LIMIT)
     if not settings.data_dir.is_dir():
         print(f"gex-bridge check: there is no folder {settings.data_dir}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 """`gex-bridge check`: reads everything there is in the data folder and says what is whole and what is not.
 
-Nothing is changed unless `repair` is called, and then only what loses
-nothing: see the remedies.  What a server at work may have half done at this
-moment is not looked at while one runs.
+Nothing is changed unless `repair` is called, and then only latest.json and
+the views, which hold nothing that is not elsewhere.  What a server at work may
+have half done at this moment is not looked at while one runs.
 """
 
 import fcntl
@@ -11,15 +11,15 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
-from data_pipeline.config import DataFolder
+from data_pipeline.config import DataFolder, Settings
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
-from data_pipeline.files.views import Views, read_latest
 from data_pipeline.operations import rebuild
 from data_pipeline.operations.holders import bridge_running
-from data_pipeline.payloads import records, times
+from data_pipeline.payloads import records
 from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse
@@ -39,7 +39,7 @@ class Finding:
     """Something that is not as it should be.
 
     path: relative to DATA_DIR, or a table's name; is_broken: False for what
-    is worth knowing, but costs nothing; remedy: what `repair` would do.
+    is worth knowing, but costs nothing; remedy: what `repair` does about it.
     """
 
     part: str
@@ -47,26 +47,27 @@ class Finding:
     problem: str
     is_broken: bool = True
     remedy: str = ""
-    fix: Callable[[], None] | None = field(default=None, repr=False)
     repaired: bool = False
 
 
 class Check:
     """One look at a data folder.  After `run`: `findings`, and `counts` by part.  For one thread."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.folder: DataFolder = settings.folder
         self.root: pathlib.Path = settings.data_dir
         self.database: pathlib.Path = settings.database
         self.running = bridge_running(self.root)
         self.findings: list[Finding] = []
-        self.counts: dict[str, dict] = {part: {} for part in PARTS}
+        self.counts: dict[str, dict[str, int]] = {part: {} for part in PARTS}
+        self._own = settings.values == "own"
         self._journal_id = ""
         self._journal_end = 0
-        self._views_to_make: list[TickerSnapshot] = []
+        self._lengths: dict[str, int] = {}
 
     @property
     def whole(self) -> bool:
+        """Whether nothing is broken any more."""
         return not any(f.is_broken and not f.repaired for f in self.findings)
 
     def run(self, say: Callable[[str], None] = lambda part: None) -> None:
@@ -76,9 +77,9 @@ class Check:
             getattr(self, f"_check_{part}")()
 
     def repair(self, say: Callable[[str], None] = lambda part: None) -> None:
-        """Read everything and do the remedies, with no bridge beside.
+        """Read everything, make latest.json and the views anew where they are broken, and look at them again.
 
-        Raises FolderInUse while one runs, and OSError.
+        With no bridge beside: raises FolderInUse while one runs, and OSError.
         """
         with ExitStack() as locks:
             folder = self.folder.journal
@@ -87,19 +88,23 @@ class Check:
                 _take(folder / name, locks)
             self.running = False
             self.run(say)
-            for finding in self.findings:
-                if finding.fix is not None:
-                    finding.fix()
-                    finding.repaired = True
-            self._make_views()
+            broken = [f for f in self.findings if f.part == "files" and f.is_broken]
+            if not any(f.remedy for f in broken):
+                return
+            folders = {pathlib.Path(f.path).name for f in broken}
+            rebuild.latest_and_views(self.root, self.database, folders, self._own)
+            self.findings = [f for f in self.findings if f.part != "files"]
+            self._check_files()
+            left = {f.path for f in self.findings}
+            self.findings += [replace(f, repaired=True) for f in broken if f.path not in left]
 
-    def _broken(self, part: str, path, problem: str, remedy: str = "", fix=None) -> None:
-        self.findings.append(Finding(part, self._name(path), problem, True, remedy, fix))
+    def _broken(self, part: str, path: pathlib.Path | str, problem: str, remedy: str = "") -> None:
+        self.findings.append(Finding(part, self._name(path), problem, True, remedy))
 
-    def _note(self, part: str, path, text: str, remedy: str = "", fix=None) -> None:
-        self.findings.append(Finding(part, self._name(path), text, False, remedy, fix))
+    def _note(self, part: str, path: pathlib.Path | str, text: str) -> None:
+        self.findings.append(Finding(part, self._name(path), text, False))
 
-    def _name(self, path) -> str:
+    def _name(self, path: pathlib.Path | str) -> str:
         return str(path.relative_to(self.root)) if isinstance(path, pathlib.Path) else path
 
     # The journal
@@ -107,8 +112,9 @@ class Check:
     def _check_journal(self) -> None:
         folder = self.folder.journal
         self._check_temporary(folder)
-        noted = min(self._read_note(folder / name) for name in NOTES)
-        for attempt in range(ATTEMPTS):
+        notes = {name: self._read_note(folder / name) for name in NOTES}
+        noted = min(note["position"] if note else 0 for note in notes.values())
+        for _ in range(ATTEMPTS):
             before = len(self.findings)
             try:
                 self._check_headers(segments.list_segments(folder))
@@ -116,28 +122,30 @@ class Check:
                 break
             except FileNotFoundError:
                 del self.findings[before:]
-        self._check_positions(folder)
+        for name, note in notes.items():
+            if note:
+                self._check_position(folder / name, note)
         aside = folder / SET_ASIDE
         if aside.exists() and (count := self._check_lines("journal", aside)):
             self._note("journal", aside, f"{count} records could not be used and are kept here, each with the reason")
 
-    def _read_note(self, path: pathlib.Path) -> int:
-        """How far a reader of the journal is, as it noted; 0 where there is no note."""
+    def _read_note(self, path: pathlib.Path) -> dict[str, Any] | None:
+        """How far a reader of the journal is, as it noted; None where it did not."""
         try:
             note = json.loads(path.read_bytes())
-            position, _, _ = int(note["position"]), note["lengths"].items(), str(note["journal"])
+            kinds = {"position": int, "journal": str, "lengths": dict}
+            if isinstance(note, dict) and all(type(note.get(key)) is kind for key, kind in kinds.items()):
+                return note
         except FileNotFoundError:
-            return 0
-        except (ValueError, KeyError, TypeError, AttributeError):
-            self._broken(
-                "journal",
-                path,
-                "not readable; the server cannot start with it",
-                "moved aside; lines of records that are still in the journal come a second time",
-                lambda: _move_aside(path),
-            )
-            return 0
-        return position
+            return None
+        except (ValueError, RecursionError):
+            pass
+        self._broken(
+            "journal",
+            path,
+            "damaged; the next start moves it aside, and lines of records that are still in the journal may come twice",
+        )
+        return None
 
     def _check_headers(self, found: list[pathlib.Path]) -> None:
         ids = set()
@@ -198,26 +206,20 @@ class Check:
             )
         return True
 
-    def _check_positions(self, folder: pathlib.Path) -> None:
+    def _check_position(self, path: pathlib.Path, note: dict[str, Any]) -> None:
         """A reader cannot be further than what it reads."""
-        for name in NOTES:
-            try:
-                note = json.loads((folder / name).read_bytes())
-            except (OSError, ValueError):
-                continue
-            if not isinstance(note, dict) or not isinstance(note.get("position"), int):
-                continue  # _read_note says so
-            if self._journal_id and note.get("journal") != self._journal_id:
-                self._note("journal", folder / name, "of another journal, so it does not count")
-            elif not self.running and note["position"] < self._journal_end:
-                waiting = self._journal_end - note["position"]
-                self._note(
-                    "journal", folder / name, f"{waiting} records are not in these files yet; the next start does it"
-                )
-            elif not self.running and note["position"] > self._journal_end:
-                self._broken(
-                    "journal", folder / name, f"says {note['position']}, but the journal ends with {self._journal_end}"
-                )
+        position = note["position"]
+        if self._journal_id and note["journal"] != self._journal_id:
+            self._note("journal", path, "of another journal, so it does not count")
+            return
+        self._lengths |= note["lengths"]
+        if self.running:
+            return
+        if position < self._journal_end:
+            waiting = self._journal_end - position
+            self._note("journal", path, f"{waiting} records are not in these files yet; the next start does it")
+        elif position > self._journal_end:
+            self._broken("journal", path, f"says {position}, but the journal ends with {self._journal_end}")
 
     # Views and the spot series
 
@@ -228,89 +230,67 @@ class Check:
         lines = self._check_lines("files", spots) if spots.exists() else 0
         snapshots = self._check_latest()
         folders = 0
-        for folder in sorted(self.folder.views.iterdir()) if self.folder.views.is_dir() else ():
-            if folder.is_dir():
+        for path in sorted(self.folder.views.iterdir()) if self.folder.views.is_dir() else ():
+            if path.is_dir():
                 folders += 1
-                self._check_ticker(folder, snapshots.pop(folder.name, None))
-            elif folder.suffix == ".json" and (problem := _json_problem(folder)):
-                self._broken("files", folder, f"{problem}; the next refresh writes it anew")
-        for name, snapshot in snapshots.items():
-            if not self.running:
-                self._view_problem(self.folder.views / name, "the files of this ticker are missing", snapshot)
+                if problem := self._ticker_problem(path):
+                    self._view_problem(path, problem, path.name in snapshots)
+                snapshots.discard(path.name)
+            elif path.suffix == ".json" and (problem := _json_problem(path)):
+                self._broken("files", path, f"{problem}; the next refresh writes it anew")
+        for name in sorted(snapshots) if not self.running else ():
+            self._view_problem(self.folder.views / name, "the files of this ticker are missing", True)
         self.counts["files"] = {"tickers": folders, "spot_lines": lines}
 
-    def _check_latest(self) -> dict[str, TickerSnapshot]:
-        """The tickers of latest.json by the names of their folders."""
+    def _check_latest(self) -> set[str]:
+        """The folders of the tickers in latest.json."""
         path = self.folder.latest
         if not path.exists():
             if any(self.folder.views.glob("*/snapshot.json")):
-                self._broken("files", path, "missing", "made from journal and tables", self._rebuild_latest)
-            return {}
+                self._broken("files", path, "missing", "made from journal and tables")
+            return set()
         try:
             documents = json.loads(path.read_bytes())
-            return {folder_name(ticker): TickerSnapshot.from_document(ticker, d) for ticker, d in documents.items()}
-        except (ValueError, AttributeError) as problem:
-            self._broken(
-                "files",
-                path,
-                f"not readable: {ascii(str(problem))}",
-                f"moved to {path.name}.damaged, and made from journal and tables",
-                self._rebuild_latest,
-            )
-            return {}
+            return {folder_name(TickerSnapshot.from_document(*each).ticker) for each in documents.items()}
+        except (ValueError, AttributeError, RecursionError) as problem:
+            remedy = f"moved to {path.name}.damaged, and made from journal and tables"
+            self._broken("files", path, f"not readable: {ascii(str(problem))}", remedy)
+            return set()
 
-    def _rebuild_latest(self) -> None:
-        path = self.folder.latest
-        if path.exists():
-            _move_aside(path)
-        rebuild.latest_json(self.root, self.database)
-
-    def _check_ticker(self, folder: pathlib.Path, snapshot: TickerSnapshot | None) -> None:
+    def _ticker_problem(self, folder: pathlib.Path) -> str:
         problems = [
             f"{name}: {p}" for name in ("snapshot.json", "metadata.json") if (p := _json_problem(folder / name))
         ]
-        problems = problems or self._compare(folder)
-        if problems:
-            self._view_problem(folder, "; ".join(problems), snapshot)
+        return "; ".join(problems) or self._compare(folder)
 
-    def _compare(self, folder: pathlib.Path) -> list[str]:
+    def _compare(self, folder: pathlib.Path) -> str:
         document = json.loads((folder / "snapshot.json").read_bytes())
         metadata = json.loads((folder / "metadata.json").read_bytes())
         try:
             text = (folder / "snapshot.csv").read_bytes().decode("ascii")
             lines = text.split("\r\n")
             if lines[0] != CSV_HEADER or lines[-1] or any(line.count(",") != 3 for line in lines[:-1]):
-                return ["snapshot.csv: not whole"]
+                return "snapshot.csv: not whole"
             if folder_name(document["ticker"]) != folder.name:
-                return [f"snapshot.json: of another ticker, {document['ticker']!a}"]
+                return f"snapshot.json: of another ticker, {document['ticker']!a}"
             strikes = len(document["all_strikes"] or ())
             # The three are replaced one after the other: a server at work may be in between.
             if not self.running and not strikes == len(lines) - 2 == metadata["strikes_count"]:
-                return [
+                return (
                     f"{strikes} strikes in snapshot.json, {len(lines) - 2} in snapshot.csv,"
                     f" {metadata['strikes_count']} in metadata.json"
-                ]
+                )
         except FileNotFoundError:
-            return ["snapshot.csv: missing"]
+            return "snapshot.csv: missing"
         except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
-            return [f"not as we write it: {type(problem).__name__}"]
-        return []
+            return f"not as we write it: {type(problem).__name__}"
+        return ""
 
-    def _view_problem(self, folder: pathlib.Path, problem: str, snapshot: TickerSnapshot | None) -> None:
-        if snapshot is None:
-            self._broken("files", folder, f"{problem}; the ticker's next payload writes it anew")
+    def _view_problem(self, folder: pathlib.Path, problem: str, is_known: bool) -> None:
+        if is_known:
+            self._broken("files", folder, problem, "written anew from latest.json")
         else:
-            self._broken(
-                "files", folder, problem, "written anew from latest.json", lambda: self._views_to_make.append(snapshot)
-            )
-
-    def _make_views(self) -> None:
-        if self._views_to_make:
-            views = Views(self.root)
-            views.restore(read_latest(self.root))
-            for snapshot in self._views_to_make:
-                views.update(snapshot, times.utc_now_text())
-            views.write()
+            self._broken("files", folder, f"{problem}; the ticker's next payload writes it anew")
 
     # Depth
 
@@ -369,30 +349,24 @@ class Check:
         if self.running:
             return  # they may be in use
         for path in sorted(folder.rglob(f".*{atomic.ENDING}")):
-            self._note(
-                "files", path, "a temporary file that a crash left", "removed", lambda p=path: p.unlink(missing_ok=True)
-            )
+            self._note("files", path, "a temporary file that a crash left; the next start removes it")
 
     def _check_lines(self, part: str, path: pathlib.Path) -> int:
         """How many lines of JSON objects the file has; tells of those that are none."""
         count, bad = 0, []
+        cut = self._lengths.get(self._name(path))
         for number, (offset, line) in enumerate(_lines(path), 1):
             good = _is_object(line)
             if line.endswith(b"\n"):
                 count += good
                 if not good:
                     bad.append(number)
-            elif good and not self.running:
-                count += 1
-                self._broken(part, path, "the last line has no line end", "gets one", lambda: _append(path, b"\n"))
             elif not self.running:
-                self._broken(
-                    part,
-                    path,
-                    f"the last line is torn, {len(line)} bytes",
-                    f"cut off, and kept in {path.name}.torn",
-                    lambda: _cut(path, offset),
-                )
+                torn = f"the last line is torn, {len(line)} bytes"
+                if cut is not None and cut <= offset:
+                    self._note(part, path, f"{torn}; the next start cuts it off and writes it again")
+                else:
+                    self._broken(part, path, torn)
         if bad:
             named = ", ".join(map(str, bad[:BAD_LINES_NAMED])) + (" …" if len(bad) > BAD_LINES_NAMED else "")
             self._broken(part, path, f"{len(bad)} lines are no JSON objects: {named}")
@@ -420,7 +394,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -437,24 +411,6 @@ def _is_unfinished(raw: bytes) -> bool:
         return raw.startswith(segments.MARK[: len(raw)])
     mark, _, length, _ = segments.RECORD.unpack_from(raw)
     return mark == segments.MARK and len(raw) < segments.RECORD.size + length
-
-
-def _move_aside(path: pathlib.Path) -> None:
-    path.replace(path.with_name(f"{path.name}.damaged"))
-
-
-def _append(path: pathlib.Path, content: bytes) -> None:
-    with open(path, "ab") as file:
-        file.write(content)
-
-
-def _cut(path: pathlib.Path, offset: int) -> None:
-    """What is cut off is kept: it may be all that is left of a payload."""
-    with open(path, "rb+") as file:
-        file.seek(offset)
-        atomic.replace(path.with_name(f"{path.name}.torn"), file.read())
-        file.truncate(offset)
-        os.fsync(file.fileno())
 
 
 def _first_line(problem: Exception) -> str:

@@ -170,24 +170,21 @@ def test_a_whole_record_that_is_none_of_ours_is_named(data):
     assert "record 17 is none of ours" in problems(check(data)[1])["journal"]
 
 
-def test_a_note_of_a_reader_that_is_not_readable_keeps_the_server_from_starting_until_it_is_repaired(data):
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"position": "1"}', '{"journal": "", "position": "1", "lengths": {}}', "[" * 5000]
+)
+def test_a_damaged_note_of_a_reader_is_named_and_the_bridge_starts_with_it(data, content):
     note = data / "journal" / "files.position"
-    note.write_text("{")
+    note.write_text(content)
     code, result = check(data)
-    assert code == 1 and "cannot start" in problems(result)["journal/files.position"]
+    assert code == 1 and problems(result)["journal/files.position"].startswith("damaged; the next start moves it aside")
     code, result = check(data, "--repair")
-    assert code == 0 and not note.exists()
-    assert note.with_name("files.position.damaged").read_text() == "{"
-    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
-        assert bridge.post("/gex", gex_payload()) == 202
-        assert bridge.stop() == 0
-
-
-@pytest.mark.parametrize("content", ["[]", '{"position": "1"}'])
-def test_a_note_of_a_reader_that_is_json_but_no_note_is_named(data, content):
-    (data / "journal" / "files.position").write_text(content)
-    code, result = check(data)
-    assert code == 1 and "journal/files.position" in problems(result)
+    assert code == 1 and note.read_text() == content
+    if content == "{":
+        with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
+            assert bridge.post("/gex", gex_payload()) == 202
+            assert bridge.stop() == 0
+        assert check(data)[0] == 0
 
 
 def test_a_reader_ahead_of_the_journal_is_named(data):
@@ -205,26 +202,34 @@ def test_records_that_were_set_aside_are_counted(data):
 # Files
 
 
-@pytest.mark.parametrize("name", ["raw/gex/spot_series.jsonl", "depth/SPX/2025-11-09.jsonl"])
-def test_a_torn_last_line_is_cut_off_and_kept(data, name):
-    path = data / name
+@pytest.mark.parametrize(
+    "name, note", [("raw/gex/spot_series.jsonl", "files"), ("depth/SPX/2025-11-09.jsonl", "depth")]
+)
+def test_a_line_that_a_crash_tore_is_cut_off_and_written_again_by_the_next_start(data, name, note):
+    path, noted = data / name, data / "journal" / f"{note}.position"
     before = path.read_bytes()
-    path.write_bytes(before + b'{"timestamp": 17')
+    start = before[:-1].rindex(b"\n") + 1
+    # As a crash leaves it: the note says how long the file was before the last line, of which a part is there.
+    position = json.loads(noted.read_text())
+    last = {"raw/gex/spot_series.jsonl": 14, "depth/SPX/2025-11-09.jsonl": 13}[name]
+    noted.write_text(json.dumps({**position, "position": last - 1, "lengths": {name: start}}))
+    path.write_bytes(before[:-3])
     code, result = check(data)
-    assert code == 1 and problems(result) == {name: "the last line is torn, 16 bytes"}
-    code, result = check(data, "--repair")
-    assert code == 0 and [f["repaired"] for f in result["findings"]] == [True]
+    assert code == 0 and "the next start cuts it off" in notes(result)[name]
+    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
+        assert bridge.stop() == 0
     assert path.read_bytes() == before
-    assert path.with_name(path.name + ".torn").read_bytes() == b'{"timestamp": 17'
     assert check(data)[1]["findings"] == []
 
 
-def test_a_last_line_that_only_lacks_its_end_gets_it(data):
+def test_a_torn_line_that_no_start_will_cut_off_is_named_and_left(data):
     path = data / "raw/gex/spot_series.jsonl"
+    with open(path, "ab") as file:
+        file.write(b'{"timestamp": 17')
     before = path.read_bytes()
-    path.write_bytes(before[:-1])
-    assert check(data)[0] == 1
-    assert check(data, "--repair")[0] == 0
+    for flags in ((), ("--repair",)):
+        code, result = check(data, *flags)
+        assert code == 1 and problems(result) == {"raw/gex/spot_series.jsonl": "the last line is torn, 16 bytes"}
     assert path.read_bytes() == before
 
 
@@ -296,14 +301,43 @@ def test_a_ticker_of_another_folder_is_named(data):
     assert "of another ticker, 'SPX'" in problems(check(data)[1])["gex/QQQ"]
 
 
-def test_temporary_files_of_a_crash_are_a_note_and_go(data):
-    stale = [data / folder / ".x.json.0123456789ab.tmp~" for folder in ("journal", "raw/gex", "gex/SPX", "depth/SPX")]
+def test_temporary_files_of_a_crash_are_a_note_and_the_next_start_removes_them(data):
+    stale = [data / folder / ".x.json.0123456789ab.tmp~" for folder in ("raw/gex", "gex/SPX", "depth/SPX")]
     for path in stale:
         path.touch()
     code, result = check(data)
-    assert code == 0 and len(notes(result)) == 4
-    assert check(data, "--repair")[0] == 0
+    assert code == 0 and len(notes(result)) == 3
+    with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
+        assert bridge.stop() == 0
     assert not any(path.exists() for path in stale)
+
+
+def test_a_repair_that_did_not_help_says_what_is_still_broken(data):
+    shutil.rmtree(data / "gex/SPX")
+    (data / "gex/SPX").write_text("in the way")
+    (data / "gex/NDX/snapshot.csv").unlink()
+    code, result = check(data, "--repair")
+    assert (code, result["whole"], list(problems(result))) == (1, False, ["gex/SPX"])
+    assert [f["path"] for f in result["findings"] if f["repaired"]] == ["gex/NDX"]
+    code, out, _ = gex_bridge("check", "--repair", "--data-dir", data)
+    assert code == 1 and out.endswith("not everything is whole\n") and "repaired" not in out
+
+
+def test_a_repair_combines_payloads_as_the_bridge_is_set_to(data):
+    (data / "raw/gex/latest.json").unlink()
+    assert gex_bridge("check", "--repair", "--data-dir", data, VALUES="own")[0] == 0
+    assert "NaN" not in (data / "raw/gex/latest.json").read_text()
+
+
+def test_an_older_latest_json_is_read_however_deep_it_is(data):
+    path = data / "raw/gex/latest.json"
+    documents = json.loads(path.read_text())
+    documents["SPX"]["snapshot"]["deep"] = json.loads("[" * 500 + "]" * 500)
+    path.write_text(json.dumps(documents))
+    assert check(data)[0] == 0
+    path.write_text('{"SPX": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert "not readable" in problems(check(data)[1])["raw/gex/latest.json"]
+    assert check(data, "--repair")[0] == 0
 
 
 # Tables
@@ -408,8 +442,6 @@ def test_the_text_says_for_each_part_whether_it_is_whole(data):
 
 def test_a_repaired_folder_is_one_the_bridge_goes_on_with(data):
     (data / "gex/SPX/snapshot.json").write_bytes(b"")
-    with open(data / "raw/gex/spot_series.jsonl", "ab") as file:
-        file.write(b'{"timest')
     assert check(data, "--repair")[0] == 0
     with RunningBridge(data, STOP_TIMEOUT="30") as bridge:
         assert bridge.post("/gex", gex_payload("SPX", 1762800000)) == 202

@@ -12,24 +12,19 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 from data_pipeline.config import DataFolder, Settings
 from data_pipeline.files import atomic
 from data_pipeline.files.names import folder_name
-from data_pipeline.operations import rebuild
+from data_pipeline.operations import check_journal, rebuild
 from data_pipeline.operations.holders import bridge_running
-from data_pipeline.payloads import records
 from data_pipeline.payloads.store import TickerSnapshot
-from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse
 
-NOTES = ("files.position", "depth.position")
 SET_ASIDE = "set-aside.jsonl"
 DEAD_LETTERS = "dead-letter.jsonl"
 CSV_HEADER = "strike,gex,volume,open_interest"
 BAD_LINES_NAMED = 5
-ATTEMPTS = 5  # to read a journal whose segments the running writer removes
 DATABASE_WAIT = 10.0  # s for which a database that is in use is tried
 PARTS = ("journal", "files", "depth", "tables")
 
@@ -61,9 +56,7 @@ class Check:
         self.findings: list[Finding] = []
         self.counts: dict[str, dict[str, int]] = {part: {} for part in PARTS}
         self._own = settings.values == "own"
-        self._journal_id = ""
-        self._journal_end = 0
-        self._lengths: dict[str, int] = {}
+        self._journal = check_journal.JournalCheck(self.folder.journal, self.running)
 
     @property
     def whole(self) -> bool:
@@ -111,121 +104,20 @@ class Check:
 
     def _check_journal(self) -> None:
         folder = self.folder.journal
-        self._check_temporary(folder)
-        notes = {name: self._read_note(folder / name) for name in NOTES}
-        noted = min(note["position"] if note else 0 for note in notes.values())
-        for _ in range(ATTEMPTS):
-            before = len(self.findings)
-            try:
-                self._check_headers(segments.list_segments(folder))
-                self._check_records(folder, noted)
-                break
-            except FileNotFoundError:
-                del self.findings[before:]
-        for name, note in notes.items():
-            if note:
-                self._check_position(folder / name, note)
+        self._check_temporary("journal", folder)
+        self._journal = check_journal.JournalCheck(folder, self.running)
+        for is_broken, path, text in self._journal.run():
+            (self._broken if is_broken else self._note)("journal", path, text)
+        self.counts["journal"] = self._journal.counts
         aside = folder / SET_ASIDE
         if aside.exists() and (count := self._check_lines("journal", aside)):
             self._note("journal", aside, f"{count} records could not be used and are kept here, each with the reason")
-
-    def _read_note(self, path: pathlib.Path) -> dict[str, Any] | None:
-        """How far a reader of the journal is, as it noted; None where it did not."""
-        try:
-            note = json.loads(path.read_bytes())
-            kinds = {"position": int, "journal": str, "lengths": dict}
-            if isinstance(note, dict) and all(type(note.get(key)) is kind for key, kind in kinds.items()):
-                return note
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError):
-            pass
-        self._broken(
-            "journal",
-            path,
-            "damaged; the next start moves it aside, and lines of records that are still in the journal may come twice",
-        )
-        return None
-
-    def _check_headers(self, found: list[pathlib.Path]) -> None:
-        ids = set()
-        for path in found:
-            with open(path, "rb") as file:
-                raw = file.read(segments.HEADER_BYTES)
-            copies = [
-                segments.SegmentHeader.decode(raw[i * segments.HEADER.size :][: segments.HEADER.size]) for i in (0, 1)
-            ]
-            header = copies[0] or copies[1]
-            if header is None:
-                self._broken("journal", path, "both copies of its header are damaged")
-                continue
-            if None in copies:
-                self._note("journal", path, "one of the two copies of its header is damaged, the other one counts")
-            if header.first != segments.first_number(path):
-                self._broken("journal", path, f"its header says that it begins with record {header.first}")
-            ids.add(header.journal)
-            self._journal_id = header.journal
-        if len(ids) > 1:
-            self._broken("journal", "journal", f"its segments belong to {len(ids)} different journals")
-        self.counts["journal"] = {"segments": len(found), "bytes": sum(p.stat().st_size for p in found)}
-
-    def _check_records(self, folder: pathlib.Path, noted: int) -> None:
-        found = segments.list_segments(folder)
-        first = segments.first_number(found[0]) if found else 1
-        reader, last, number, damaged = segments.Reader(folder, first - 1), first - 1, 0, False
-        while part := reader.read(1 << 62):
-            for each in part:
-                if isinstance(each, segments.Damage):
-                    damaged = self._check_damage(folder, each, noted) or damaged
-                    continue
-                if each.number > last + 1 and not damaged:
-                    self._broken("journal", "journal", f"records {last + 1} to {each.number - 1} are missing")
-                last, damaged = each.number, False
-                number += 1
-                try:
-                    records.decode(each.payload)
-                except records.RecordError as problem:
-                    self._broken("journal", "journal", f"record {last} is none of ours: {ascii(str(problem))}")
-        self._journal_end = last
-        self.counts["journal"].update(records=number, last=last)
-
-    def _check_damage(self, folder: pathlib.Path, damage: segments.Damage, noted: int) -> bool:
-        path = folder / damage.segment
-        at_the_end = damage.offset + len(damage.raw) >= path.stat().st_size
-        where = f"{len(damage.raw)} bytes at {damage.offset}"
-        if at_the_end and _is_unfinished(damage.raw):
-            if not self.running:
-                self._note("journal", path, f"{where} are the start of a record that was never acknowledged")
-        elif damage.after < noted:
-            self._note("journal", path, f"{where} are damaged; they were set aside and named in the log")
-        else:
-            self._broken(
-                "journal",
-                path,
-                f"{where} are damaged: what was acknowledged behind record {damage.after} is lost there",
-            )
-        return True
-
-    def _check_position(self, path: pathlib.Path, note: dict[str, Any]) -> None:
-        """A reader cannot be further than what it reads."""
-        position = note["position"]
-        if self._journal_id and note["journal"] != self._journal_id:
-            self._note("journal", path, "of another journal, so it does not count")
-            return
-        self._lengths |= note["lengths"]
-        if self.running:
-            return
-        if position < self._journal_end:
-            waiting = self._journal_end - position
-            self._note("journal", path, f"{waiting} records are not in these files yet; the next start does it")
-        elif position > self._journal_end:
-            self._broken("journal", path, f"says {position}, but the journal ends with {self._journal_end}")
 
     # Views and the spot series
 
     def _check_files(self) -> None:
         for folder in ("raw/gex", "gex"):
-            self._check_temporary(self.root / folder)
+            self._check_temporary("files", self.root / folder)
         spots = self.folder.spot_series
         lines = self._check_lines("files", spots) if spots.exists() else 0
         snapshots = self._check_latest()
@@ -296,7 +188,7 @@ class Check:
 
     def _check_depth(self) -> None:
         folder = self.folder.depth
-        self._check_temporary(folder)
+        self._check_temporary("depth", folder)
         files = lines = 0
         for path in sorted(folder.glob("*/*.jsonl")):
             files += 1
@@ -317,7 +209,7 @@ class Check:
         from data_pipeline.repository.foreign_file import NotADatabase
 
         if not self.database.exists():
-            if self._journal_end and not self.running:
+            if self._journal.end and not self.running:
                 self._note("tables", self.database, "not there yet; the journal holds what belongs in it")
             return
         try:
@@ -325,18 +217,18 @@ class Check:
                 self.counts["tables"] = check_tables.check(
                     con, lambda *found: self._broken("tables", *found), lambda *found: self._note("tables", *found)
                 )
-                loaded = position(con, self._journal_id)
+                loaded = position(con, self._journal.id)
             check_tables.check_indexes(
                 Database(self.database), self.counts["tables"], DATABASE_WAIT, self._broken, self._note
             )
-            if loaded < self._journal_end and not self.running:
-                waiting = self._journal_end - loaded
+            if loaded < self._journal.end and not self.running:
+                waiting = self._journal.end - loaded
                 self._note(
                     "tables", self.database, f"{waiting} records are not in the tables yet; the next start loads them"
                 )
-            if loaded > self._journal_end and not self.running and self._journal_id:
+            if loaded > self._journal.end and not self.running and self._journal.id:
                 self._broken(
-                    "tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal_end}"
+                    "tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal.end}"
                 )
         except DatabaseBusy as problem:
             self._broken("tables", self.database, f"another process has it, so it was not read: {_first_line(problem)}")
@@ -345,16 +237,16 @@ class Check:
 
     # Any file
 
-    def _check_temporary(self, folder: pathlib.Path) -> None:
+    def _check_temporary(self, part: str, folder: pathlib.Path) -> None:
         if self.running:
             return  # they may be in use
         for path in sorted(folder.rglob(f".*{atomic.ENDING}")):
-            self._note("files", path, "a temporary file that a crash left; the next start removes it")
+            self._note(part, path, "a temporary file that a crash left; the next start removes it")
 
     def _check_lines(self, part: str, path: pathlib.Path) -> int:
         """How many lines of JSON objects the file has; tells of those that are none."""
         count, bad = 0, []
-        cut = self._lengths.get(self._name(path))
+        cut = self._journal.lengths.get(self._name(path))
         for number, (offset, line) in enumerate(_lines(path), 1):
             good = _is_object(line)
             if line.endswith(b"\n"):
@@ -403,14 +295,6 @@ def _json_problem(path: pathlib.Path) -> str:
         return "" if _is_object(path.read_bytes()) else "not readable"
     except FileNotFoundError:
         return "missing"
-
-
-def _is_unfinished(raw: bytes) -> bool:
-    """Whether these bytes, at the end of a segment, are a record whose end was never written."""
-    if len(raw) < segments.RECORD.size:
-        return raw.startswith(segments.MARK[: len(raw)])
-    mark, _, length, _ = segments.RECORD.unpack_from(raw)
-    return mark == segments.MARK and len(raw) < segments.RECORD.size + length
 
 
 def _first_line(problem: Exception) -> str:

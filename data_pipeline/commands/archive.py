@@ -1,5 +1,6 @@
 """`gex-bridge archive --keep-days N`: closed days of the live tables into the lake."""
 
+import argparse
 import json
 import sys
 
@@ -8,7 +9,8 @@ from data_pipeline import BridgeError, config
 HELP = "move closed days from the live tables to the lake"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument(
         "--keep-days", type=int, required=True, metavar="N", help="UTC days before today that stay in the live tables"
     )
@@ -16,26 +18,23 @@ def add_arguments(parser) -> None:
     config.add_flags(parser, only=("DATA_DIR",))
 
 
-def run(args, settings) -> int:
-    import duckdb
-
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
+    from data_pipeline.commands.one_line import one_line
     from data_pipeline.commands.progress import Progress
     from data_pipeline.lake.archive import archive
     from data_pipeline.repository.database import Database
     from data_pipeline.repository.foreign_file import refuse_foreign_file
 
     if args.keep_days < 0:
-        print("gex-bridge: --keep-days must be 0 or more", file=sys.stderr)
-        return 2
+        raise config.ConfigError("--keep-days must be 0 or more")
     if not settings.database.exists():
-        print(f"gex-bridge: no database at {settings.database}", file=sys.stderr)
-        return 1
+        raise BridgeError(f"no database at {settings.database}")
     progress = Progress("archive", quiet=args.json)
     try:
         refuse_foreign_file(settings.database)
-        result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
-    except (duckdb.Error, OSError) as problem:
-        raise BridgeError(str(problem).splitlines()[0]) from problem
+        with one_line():
+            result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
     finally:
         progress.close()
     for failed in result.failed:

@@ -1,14 +1,20 @@
 """gex-bridge check: see data_pipeline.operations.check."""
 
+import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
-from data_pipeline import config
+from data_pipeline import BridgeError, config
+
+if TYPE_CHECKING:
+    from data_pipeline.operations.check import Check
 
 HELP = "read journal, files and tables, and say what is whole"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument(
         "--repair",
         action="store_true",
@@ -18,26 +24,24 @@ def add_arguments(parser) -> None:
     config.add_flags(parser, only=("DATA_DIR",))
 
 
-def run(args, settings) -> int:
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
     from data_pipeline.operations import check
-    from data_pipeline.repository.journal import FolderInUse
 
     if not settings.data_dir.is_dir():
-        print(f"gex-bridge check: there is no folder {settings.data_dir}", file=sys.stderr)
-        return 1
+        raise BridgeError(f"there is no folder {settings.data_dir}")
     looked = check.Check(settings)
     look = looked.repair if args.repair else looked.run
     try:
         look(lambda part: print(f"reading {part} …", file=sys.stderr) if sys.stderr.isatty() else None)
-    except (FolderInUse, OSError) as problem:
-        print(f"gex-bridge check: {problem}", file=sys.stderr)
-        return 1
+    except OSError as problem:
+        raise BridgeError(str(problem)) from problem
     result = _result(looked)
     print(json.dumps(result, indent=2) if args.json else _text(result))
     return 0 if looked.whole else 1
 
 
-def _result(looked) -> dict:
+def _result(looked: "Check") -> dict[str, Any]:
     return {
         "data_dir": str(looked.root),
         "running": looked.running,
@@ -57,7 +61,7 @@ def _result(looked) -> dict:
     }
 
 
-def _text(result: dict) -> str:
+def _text(result: dict[str, Any]) -> str:
     lines = []
     for part, counts in result["counts"].items():
         broken = sum(f["broken"] and not f["repaired"] for f in result["findings"] if f["part"] == part)

@@ -4,6 +4,7 @@ No value of a secret setting is printed, nor any part of an address but host
 and port.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -11,11 +12,14 @@ import pathlib
 import socket
 import sys
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from data_pipeline import config
 from data_pipeline.operations import holders, local_http
+
+if TYPE_CHECKING:
+    from data_pipeline.integrations.outgoing import Reply
 
 HELP = "look at settings, port, disk, database, clock and services, and say what to do"
 
@@ -33,14 +37,16 @@ class Line(NamedTuple):
     todo: str = ""
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument("--json", action="store_true", help="the lines as JSON")
     config.add_flags(parser, only=("host", "port", "DATA_DIR"))
 
 
-def run(args, settings) -> int:
-    replies = []  # of services, for their clocks
-    lines = []
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
+    replies: list[Reply] = []  # of services, for their clocks
+    lines: list[Line] = []
     looks = (
         _settings,
         _download_command,
@@ -70,7 +76,7 @@ def _text(line: Line) -> str:
     return f"{line.state:<5} {line.about:<10} {line.found}" + (f"\n{'':17}-> {line.todo}" if line.todo else "")
 
 
-def _settings(settings) -> list[Line]:
+def _settings(settings: config.Settings) -> list[Line]:
     given = [s.name for s in config.SETTINGS if s.env and os.environ.get(s.name)]
     where = (
         ".env and environment"
@@ -80,7 +86,7 @@ def _settings(settings) -> list[Line]:
     return [Line("ok", "settings", f"from {where}: {', '.join(given) or 'none'}")]
 
 
-def _download_command(settings) -> list[Line]:
+def _download_command(settings: config.Settings) -> list[Line]:
     from data_pipeline.history.command import Template
 
     if not settings.history_download_command:
@@ -96,7 +102,7 @@ def _download_command(settings) -> list[Line]:
     return [Line("ok", "download", "HISTORY_DOWNLOAD_COMMAND is a command in which no value can leave its place")]
 
 
-def _port(settings) -> list[Line]:
+def _port(settings: config.Settings) -> list[Line]:
     where = f"{settings.host}:{settings.port}"
     try:
         status, server, _ = local_http.get(local_http.base_url(settings.host, settings.port), "/health")
@@ -115,8 +121,11 @@ def _port(settings) -> list[Line]:
         ]
     if server.startswith("GEXBridge/") and status == 200:
         return [Line("ok", "port", f"a bridge answers on {where}: gex-bridge status shows how it is")]
-    if server.startswith("GEXBridge/"):
+    if server.startswith("GEXBridge/") and status == 404:
         return [Line("FAIL", "port", f"an older bridge answers on {where}", "stop it before this one starts")]
+    if server.startswith("GEXBridge/"):
+        found = f"a bridge answers on {where}, but with HTTP {status} to /health"
+        return [Line("FAIL", "port", found, "see its log, or ask again")]
     return [
         Line(
             "FAIL",
@@ -127,7 +136,7 @@ def _port(settings) -> list[Line]:
     ]
 
 
-def _free_port(settings, where: str) -> Line:
+def _free_port(settings: config.Settings, where: str) -> Line:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -138,7 +147,7 @@ def _free_port(settings, where: str) -> Line:
     return Line("ok", "port", f"{where} is free")
 
 
-def _data_folder(settings) -> list[Line]:
+def _data_folder(settings: config.Settings) -> list[Line]:
     folder: pathlib.Path = settings.data_dir
     at = next(p for p in (folder, *folder.parents) if p.exists())
     if not at.is_dir() or not os.access(at, os.W_OK | os.X_OK):
@@ -162,7 +171,7 @@ def _owner(path: pathlib.Path) -> str:
         return str(path.stat().st_uid)
 
 
-def _disk(settings) -> list[Line]:
+def _disk(settings: config.Settings) -> list[Line]:
     at = next(p for p in (settings.data_dir, *settings.data_dir.parents) if p.exists())
     found = os.statvfs(at)
     free = found.f_bavail * found.f_frsize
@@ -181,7 +190,7 @@ def _disk(settings) -> list[Line]:
     return [Line("ok", "disk", text)]
 
 
-def _database(settings) -> list[Line]:
+def _database(settings: config.Settings) -> list[Line]:
     from data_pipeline.repository import foreign_file
 
     path = settings.database
@@ -202,7 +211,7 @@ def _database(settings) -> list[Line]:
     return lines or [Line("ok", "database", f"{path.stat().st_size / 1e6:.1f} MB, and nobody has it open")]
 
 
-def _gexbot(settings, replies: list) -> list[Line]:
+def _gexbot(settings: config.Settings, replies: "list[Reply]") -> list[Line]:
     from data_pipeline.integrations import outgoing
     from data_pipeline.integrations.gexbot import GexBotClient
 
@@ -233,7 +242,7 @@ def _gexbot(settings, replies: list) -> list[Line]:
     return [_judge("GEXBot", settings.gexbot_api_url, reply.status, "GEXBOT_API_KEY")]
 
 
-def _discord(settings, replies: list) -> list[Line]:
+def _discord(settings: config.Settings, replies: "list[Reply]") -> list[Line]:
     from data_pipeline.integrations import outgoing
 
     if not settings.discord_bot_token:
@@ -294,7 +303,7 @@ def _judge(about: str, url: str, status: int, setting: str) -> Line:
     )
 
 
-def _dashboard(settings) -> list[Line]:
+def _dashboard(settings: config.Settings) -> list[Line]:
     parts = urlsplit(settings.dashboard_url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -315,10 +324,10 @@ def _dashboard(settings) -> list[Line]:
 def _place(url: str) -> str:
     """Host and port of an address, without the rest, in which a password may stand."""
     parts = urlsplit(url)
-    return parts.hostname + (f":{parts.port}" if parts.port else "")
+    return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
 
 
-def _clock(settings, replies: list) -> list[Line]:
+def _clock(settings: config.Settings, replies: "list[Reply]") -> list[Line]:
     todo = "set the clock, best by a time service (timedatectl set-ntp true): rows and files carry its time"
     now = datetime.datetime.now(datetime.UTC)
     if now < BUILT:

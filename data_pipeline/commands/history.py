@@ -1,15 +1,21 @@
 """`gex-bridge history`: the queue of history links; retry a job, run one now."""
 
+import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from data_pipeline import config
+from data_pipeline import BridgeError, config
+
+if TYPE_CHECKING:
+    from data_pipeline.history.queue import HistoryQueue
 
 HELP = "show the queue of history links, retry a job or run it now"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--retry", type=int, metavar="ID", help="make a job pending again, with all its attempts")
     what.add_argument("--run", type=int, metavar="ID", help="download and import a job here and now")
@@ -17,7 +23,9 @@ def add_arguments(parser) -> None:
     config.add_flags(parser, only=("DATA_DIR",))
 
 
-def run(args, settings) -> int:
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
+    from data_pipeline.commands.one_line import one_line
     from data_pipeline.history.queue import HistoryQueue
     from data_pipeline.repository.foreign_file import refuse_foreign_file
 
@@ -25,13 +33,11 @@ def run(args, settings) -> int:
         return _print(args, [], "no queue yet")
     refuse_foreign_file(settings.database)
     queue = HistoryQueue(settings.database)
-    if args.retry is not None:
-        if not queue.retry(args.retry):
-            return _missing(args.retry)
-    elif args.run is not None and not _run_now(queue, args.run, settings):
-        return _missing(args.run)
-    rows = queue.rows()
     asked = args.retry if args.retry is not None else args.run
+    with one_line():
+        if asked is not None and not (queue.retry(asked) if args.run is None else _run_now(queue, asked, settings)):
+            raise BridgeError(f"no job {asked} in the queue")
+        rows = queue.rows()
     rows = [row for row in rows if asked is None or row["id"] == asked]
     code = _print(args, rows, "the queue is empty")
     given = [str(row["id"]) for row in rows if row["status"] == "started"]
@@ -41,7 +47,7 @@ def run(args, settings) -> int:
     return 1 if args.run is not None and rows[0]["status"] != "completed" else code
 
 
-def _run_now(queue, job_id: int, settings) -> bool:
+def _run_now(queue: "HistoryQueue", job_id: int, settings: config.Settings) -> bool:
     from data_pipeline.history.importer import HistoryImporter
 
     job = queue.start(job_id)
@@ -57,12 +63,7 @@ def _run_now(queue, job_id: int, settings) -> bool:
     return True
 
 
-def _missing(job_id: int) -> int:
-    print(f"gex-bridge: no job {job_id} in the queue", file=sys.stderr)
-    return 1
-
-
-def _print(args, rows: list[dict], nothing: str) -> int:
+def _print(args: argparse.Namespace, rows: list[dict[str, Any]], nothing: str) -> int:
     rows = [{**row, "url": _without_query(row["url"])} for row in rows]
     if args.json:
         print(json.dumps(rows))

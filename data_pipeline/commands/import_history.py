@@ -1,19 +1,25 @@
 """`gex-bridge import FILE… --ticker T --endpoint E`: history files into the lake."""
 
+import argparse
 import contextlib
 import json
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline import config
+
+if TYPE_CHECKING:
+    from data_pipeline.lake.history_file import ImportResult
 
 HELP = "import history files into the lake"
 
 LOWEST_PRIORITY = 19  # niceness; requests and the writer come first
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument(
         "files",
         nargs="+",
@@ -36,23 +42,25 @@ def _stand_back() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def run(args, settings) -> int:
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
     if args.background:
         _stand_back()
     import duckdb
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]  # it has no types
 
-    with contextlib.suppress(
-        NotImplementedError
-    ):  # of the platform; it gives pages back less eagerly: a tenth less CPU
+    # Gives pages back less eagerly: a tenth less CPU.
+    with contextlib.suppress(NotImplementedError):  # of the platform
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
     from data_pipeline.commands.progress import Progress
     from data_pipeline.history.download import named_in
     from data_pipeline.lake import LakeDamaged, LakeNameError
     from data_pipeline.lake.history_file import ImportFailed, as_json, import_file
     from data_pipeline.lake.views import refresh
+    from data_pipeline.repository.database import first_line
 
-    said, failed = [], False
+    said: list[dict[str, Any]] = []
+    failed = False
     for file in _files(args.files):
         progress = Progress(file.name, quiet=args.json)
         try:
@@ -79,7 +87,7 @@ def run(args, settings) -> int:
         except duckdb.Error as problem:
             # A file of another day is damaged.  What was imported is in the lake; the views are made again with the
             # writer's next session.
-            print(f"gex-bridge: the views could not be made: {str(problem).splitlines()[0]}", file=sys.stderr)
+            print(f"gex-bridge: the views could not be made: {first_line(problem)}", file=sys.stderr)
     if args.json:
         print(json.dumps({"files": said}))
     elif not said:
@@ -100,7 +108,7 @@ def _files(given: list[pathlib.Path]) -> list[pathlib.Path]:
     return found
 
 
-def _line(result) -> str:
+def _line(result: "ImportResult") -> str:
     if result.known:
         return f"{result.file}: imported before"
     days = result.days[0] if len(result.days) == 1 else f"{len(result.days)} days"

@@ -2,6 +2,10 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Seconds between two plain lines.
 LINE_EVERY = 5.0
@@ -13,16 +17,19 @@ class Progress:
     quiet: show nothing (for --json).  unit: of the numbers, `B` for bytes.
     """
 
-    def __init__(self, name: str, quiet: bool = False, stream=None):
+    def __init__(self, name: str, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._name, self._quiet, self._stream = name, quiet, stream or sys.stderr
-        self._what, self._bar, self._said = None, None, 0.0
+        self._what: str | None = None
+        self._bar: tqdm[None] | None = None
+        self._ended: tuple[str, int] | None = None  # the last line that said all of something
+        self._said = 0.0
 
     def __call__(self, what: str, done: int, whole: int | None) -> None:
         if self._quiet:
             return
         if not self._stream.isatty():
             return self._line(what, done, whole)
-        if what != self._what:
+        if self._bar is None or what != self._what:
             from tqdm import tqdm
 
             self.close()
@@ -33,6 +40,7 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -41,9 +49,10 @@ class Progress:
         now = time.monotonic()
         if what == self._what and now - self._said < LINE_EVERY and done != whole:
             return
-        if (what, done) == self._what:
+        if (what, done) == self._ended:
             return
-        self._what = what if done != whole else (what, done)
+        self._what = what if done != whole else None
+        self._ended = (what, done) if done == whole else None
         self._said = now
         share = f" ({done / whole:.0%})" if whole else ""
         print(f"{self._name}: {what} {done:,}{f' of {whole:,}' if whole else ''}{share}", file=self._stream, flush=True)

@@ -1,10 +1,13 @@
 """gex-bridge status: what a running server says of itself, or what the files say when none runs."""
 
+import argparse
 import json
+import pathlib
 import sys
 from contextlib import suppress
+from typing import Any
 
-from data_pipeline import config
+from data_pipeline import BridgeError, config
 from data_pipeline.operations import local_http
 
 HELP = "show how the running server is, or what the files say when none runs"
@@ -14,29 +17,31 @@ FILES = ("files", "depth")  # the readers that note how far they are
 DATABASE_WAIT = 5.0  # s for which a database that is in use is tried
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     parser.add_argument("--url", help="the server's address (default: http:// HOST : PORT)")
     parser.add_argument("--json", action="store_true", help="all of it as one JSON object")
     config.add_flags(parser, only=("host", "port", "DATA_DIR"))
 
 
-def run(args, settings) -> int:
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    """Do it; returns the exit code.  Raises BridgeError."""
     if args.url and not args.url.startswith(("http://", "https://")):
-        print("gex-bridge status: --url must begin with http:// or https://", file=sys.stderr)
-        return 2
+        raise config.ConfigError("--url must begin with http:// or https://")
     url = args.url or local_http.base_url(settings.host, settings.port)
     try:
         found = _of_server(url)
     except (OSError, ValueError) as problem:
-        print(f"gex-bridge status: no bridge answers at {url}: {problem}", file=sys.stderr)
+        said = f"no bridge answers at {url}: {problem}"
         if args.url:
-            return 1
+            raise BridgeError(said) from problem
+        print(f"gex-bridge: {said}", file=sys.stderr)
         return _show_files(args, settings)
     print(json.dumps(found, indent=2) if args.json else _server_text(url, found))
     return 0 if found["ready"] else 1
 
 
-def _of_server(url: str) -> dict:
+def _of_server(url: str) -> dict[str, Any]:
     """Raises OSError and ValueError where there is none, or something else."""
     status, _, body = local_http.get(url, "/status")
     if status == 421:
@@ -49,21 +54,20 @@ def _of_server(url: str) -> dict:
     return found
 
 
-def _show_files(args, settings) -> int:
+def _show_files(args: argparse.Namespace, settings: config.Settings) -> int:
     from data_pipeline.operations.holders import bridge_running
 
     if not settings.data_dir.is_dir():
-        print(f"gex-bridge status: there is no folder {settings.data_dir}", file=sys.stderr)
-        return 1
+        raise BridgeError(f"there is no folder {settings.data_dir}")
     running = bridge_running(settings.data_dir)
     if running:
-        print(f"gex-bridge status: but one runs on {settings.data_dir}: try --port or --url", file=sys.stderr)
+        print(f"gex-bridge: but one runs on {settings.data_dir}: try --port or --url", file=sys.stderr)
     found = {"data_dir": str(settings.data_dir), "running": running, **_of_files(settings)}
     print(json.dumps(found, indent=2) if args.json else _text(found))
     return 0
 
 
-def _of_files(settings) -> dict:
+def _of_files(settings: config.Settings) -> dict[str, Any]:
     from data_pipeline.repository import journal, segments
 
     folder = settings.folder.journal
@@ -87,7 +91,7 @@ def _noted(note: tuple[str, int] | None, journal_id: str) -> int | None:
     return None if note is None else note[1] if note[0] == journal_id else 0
 
 
-def _tables(path, journal_id: str) -> dict:
+def _tables(path: pathlib.Path, journal_id: str) -> dict[str, Any]:
     """Rows by table and the last record that is in them, or why they cannot be read."""
     if not path.exists():
         return {}
@@ -101,10 +105,10 @@ def _tables(path, journal_id: str) -> dict:
             rows = {t: con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in schema.TABLES}
             return {"position": database.position(con, journal_id), **rows}
     except (duckdb.Error, database.DatabaseBusy, database.DatabaseDamaged, foreign_file.NotADatabase) as problem:
-        return {"unreadable": str(problem).split("\n")[0]}
+        return {"unreadable": database.first_line(problem)}
 
 
-def _server_text(url: str, found: dict) -> str:
+def _server_text(url: str, found: dict[str, Any]) -> str:
     head = f"gex-bridge {found['version']} at {url}, up {_time(found['uptime_seconds'])}: "
     head += "ready" if found["ready"] else "NOT READY"
     problems = [f"problem   {ascii(problem)[1:-1]}" for problem in found["problems"]]
@@ -117,7 +121,7 @@ def _server_text(url: str, found: dict) -> str:
     return "\n".join([head, *problems, _text(parts), *tickers])
 
 
-def _text(parts: dict) -> str:
+def _text(parts: dict[str, Any]) -> str:
     lines = []
     for name, value in parts.items():
         if isinstance(value, dict):
@@ -126,7 +130,7 @@ def _text(parts: dict) -> str:
     return "\n".join(lines)
 
 
-def _value(value) -> str:
+def _value(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key}: {_value(one)}" for key, one in value.items())
     if isinstance(value, bool):

@@ -205,7 +205,7 @@ class Check:
         import duckdb
 
         from data_pipeline.operations import check_tables
-        from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, position
+        from data_pipeline.repository.database import Database, DatabaseBusy, DatabaseDamaged, first_line, position
         from data_pipeline.repository.foreign_file import NotADatabase
 
         if not self.database.exists():
@@ -231,9 +231,10 @@ class Check:
                     "tables", "bridge_journal", f"says {loaded}, but the journal ends with {self._journal.end}"
                 )
         except DatabaseBusy as problem:
-            self._broken("tables", self.database, f"another process has it, so it was not read: {_first_line(problem)}")
+            said = ascii(first_line(problem))[1:-1]
+            self._broken("tables", self.database, f"another process has it, so it was not read: {said}")
         except (NotADatabase, DatabaseDamaged, duckdb.Error) as problem:
-            self._broken("tables", self.database, f"cannot be read: {_first_line(problem)}")
+            self._broken("tables", self.database, f"cannot be read: {ascii(first_line(problem))[1:-1]}")
 
     # Any file
 
@@ -295,7 +296,3 @@ def _json_problem(path: pathlib.Path) -> str:
         return "" if _is_object(path.read_bytes()) else "not readable"
     except FileNotFoundError:
         return "missing"
-
-
-def _first_line(problem: Exception) -> str:
-    return ascii(str(problem).split("\n")[0])[1:-1]

@@ -61,6 +61,26 @@ def test_beside_a_running_bridge_port_and_folder_are_known_as_its_own(bridge):
     assert "a bridge answers" in lines["port"][0]["found"] and "where a bridge runs" in lines["data"][0]["found"]
 
 
+def test_a_bridge_that_listens_on_a_name_is_asked_by_its_address(tmp_path):
+    name = socket.gethostname()
+    with RunningBridge(tmp_path / "data", "--host", name) as bridge:
+        code, lines, _ = doctor(bridge.data_dir, "--host", name, port=bridge.port)
+        assert code == 0 and "a bridge answers" in lines["port"][0]["found"]
+        code, out, _ = gex_bridge("status", "--host", name, "--port", bridge.port)
+        assert code == 0 and ": ready" in out
+
+
+@pytest.mark.parametrize("status, said", [(404, "an older bridge answers"), (421, "HTTP 421")])
+def test_a_bridge_that_does_not_say_how_it_is_fails_with_what_it_said(tmp_path, status, said):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answer = f"HTTP/1.0 {status} No\r\nServer: GEXBridge/1.0\r\n\r\n".encode()
+        server = threading.Thread(target=_answer_once, args=(listener, answer))
+        server.start()
+        code, lines, _ = doctor(tmp_path, port=listener.getsockname()[1])
+        server.join()
+    assert code == 1 and said in lines["port"][0]["found"]
+
+
 def test_a_port_that_somebody_else_has_fails(tmp_path):
     with Service(lambda request: Answer(b"hello")) as service:
         code, lines, _ = doctor(tmp_path, port=int(service.url.rpartition(":")[2]))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Never, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,7 +20,7 @@ class Progress:
     def __init__(self, name: str, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._name, self._quiet, self._stream = name, quiet, stream or sys.stderr
         self._what: str | None = None
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._ended: tuple[str, int] | None = None  # the last line that said all of something
         self._said = 0.0
 
@@ -29,15 +29,16 @@ class Progress:
             return
         if not self._stream.isatty():
             return self._line(what, done, whole)
-        if self._bar is None or what != self._what:
+        if what != self._what:
             from tqdm import tqdm
 
             self.close()
             unit = "B" if what in ("reading", "fetching") else " rows"
             self._bar = tqdm(desc=f"{self._name}: {what}", total=whole, unit=unit, unit_scale=True, file=self._stream)
             self._what = what
-        self._bar.total = whole
-        self._bar.update(done - self._bar.n)
+        if self._bar is not None:
+            self._bar.total = whole
+            self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """End the bar."""

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from data_pipeline.config import DataFolder, Settings
 from data_pipeline.files import atomic
@@ -213,14 +214,11 @@ class Check:
                 self._note("tables", self.database, "not there yet; the journal holds what belongs in it")
             return
         try:
+            broken, note = partial(self._broken, "tables"), partial(self._note, "tables")
             with Database(self.database).reading(DATABASE_WAIT) as con:
-                self.counts["tables"] = check_tables.check(
-                    con, lambda *found: self._broken("tables", *found), lambda *found: self._note("tables", *found)
-                )
+                self.counts["tables"] = check_tables.check(con, broken, note)
                 loaded = position(con, self._journal.id)
-            check_tables.check_indexes(
-                Database(self.database), self.counts["tables"], DATABASE_WAIT, self._broken, self._note
-            )
+            check_tables.check_indexes(Database(self.database), self.counts["tables"], DATABASE_WAIT, broken, note)
             if loaded < self._journal.end and not self.running:
                 waiting = self._journal.end - loaded
                 self._note(

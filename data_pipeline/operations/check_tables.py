@@ -1,9 +1,15 @@
 """What `gex-bridge check` asks the database: is every table as it should be, and every block readable?"""
 
 import json
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterable
+
+import duckdb
 
 from data_pipeline.repository import database, schema
+
+Say = Callable[[str | pathlib.Path, str], None]  # a table or a file, and what is to be said of it
+Columns = list[tuple[str, str, bool]]
 
 # table -> columns that hold JSON text
 JSON_COLUMNS = {
@@ -18,7 +24,7 @@ KEY = "ticker, timestamp, endpoint"
 STRIKES_OF_KEY = f"SELECT {KEY}, count(*) AS n FROM gex_bridge_strikes GROUP BY ALL"
 
 
-def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], None]) -> dict[str, int]:
+def check(con: duckdb.DuckDBPyConnection, broken: Say, note: Say) -> dict[str, int]:
     """Read every row; tell what is wrong by `broken(table, problem)` or `note`; returns the rows of each table.
 
     Every block is read, and DuckDB verifies the checksum of each.  Raises
@@ -46,20 +52,20 @@ def check(con, broken: Callable[[str, str], None], note: Callable[[str, str], No
     return rows
 
 
-def check_indexes(file: database.Database, tables, wait: float, broken, note) -> None:
+def check_indexes(file: database.Database, tables: Iterable[str], wait: float, broken: Say, note: Say) -> None:
     """Compare the indexes of the tables with their rows.  Raises DatabaseBusy after `wait` seconds, DatabaseDamaged."""
     try:
         misfits = file.misfits(tables, wait)
     except OSError as problem:  # no hard links there, or no room for the log
-        note("tables", file.path, f"its indexes could not be compared with the tables: {problem}")
+        note(file.path, f"its indexes could not be compared with the tables: {problem}")
         return
     for table in misfits:
-        broken("tables", table, "an index lacks rows of it; it is built anew as soon as one of them is replaced")
+        broken(table, "an index lacks rows of it; it is built anew as soon as one of them is replaced")
 
 
-def _columns(con) -> dict[str, list[tuple]]:
+def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
     """table -> (column, type, may be null), in order."""
-    found: dict[str, list[tuple]] = {}
+    found: dict[str, Columns] = {}
     for table, *column in con.execute(
         "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns()"
         " WHERE NOT internal ORDER BY table_name, column_index"
@@ -68,7 +74,7 @@ def _columns(con) -> dict[str, list[tuple]]:
     return found
 
 
-def _is_ours(con, table: str, columns: list[tuple], broken, note) -> bool:
+def _is_ours(con: duckdb.DuckDBPyConnection, table: str, columns: Columns, broken: Say, note: Say) -> bool:
     keys = schema.KEYS[table]
     wanted = [
         (name, kind.split()[0], "NOT NULL" not in kind and name not in keys) for name, kind in schema.TABLES[table]
@@ -91,15 +97,16 @@ def _is_ours(con, table: str, columns: list[tuple], broken, note) -> bool:
     return True
 
 
-def _read(con, table: str) -> int:
+def _read(con: duckdb.DuckDBPyConnection, table: str) -> int:
     """The number of rows, having read every value of them."""
+    rows: int
     ((rows, _),) = con.execute(
         f"SELECT count(*), bit_xor(hash({', '.join(schema.columns(table))})) FROM {table}"
     ).fetchall()
     return rows
 
 
-def _check_keys(con, table: str, rows: int, broken) -> None:
+def _check_keys(con: duckdb.DuckDBPyConnection, table: str, rows: int, broken: Say) -> None:
     """The index should see to it; a damaged one may not."""
     keys = ", ".join(schema.KEYS[table])
     ((different,),) = con.execute(f"SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {table})").fetchall()
@@ -107,7 +114,7 @@ def _check_keys(con, table: str, rows: int, broken) -> None:
         broken(table, f"{rows - different} rows have the key of another one")
 
 
-def _check_json(con, table: str, broken) -> None:
+def _check_json(con: duckdb.DuckDBPyConnection, table: str, broken: Say) -> None:
     for column in JSON_COLUMNS.get(table, ()):
         # Lone surrogates, which Python reads and writes, are no JSON for DuckDB: doubts are looked at again.
         doubts = con.execute(
@@ -126,7 +133,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _check_strikes(con, broken, note) -> None:
+def _check_strikes(con: duckdb.DuckDBPyConnection, broken: Say, note: Say) -> None:
     ((differ, orphans),) = con.execute(
         f"SELECT count(*) FILTER (WHERE s.strikes_count > 0 AND s.strikes_count <> coalesce(k.n, 0)),"
         f" count(*) FILTER (WHERE s.ticker IS NULL)"
@@ -138,13 +145,13 @@ def _check_strikes(con, broken, note) -> None:
         note("gex_bridge_strikes", f"the strikes of {orphans} keys have no snapshot (imported, most likely)")
 
 
-def _check_ids(con, rows: dict, broken) -> None:
+def _check_ids(con: duckdb.DuckDBPyConnection, rows: dict[str, int], broken: Say) -> None:
     for table in schema.TABLES_WITH_IDS:
         if table not in rows:
             continue
         try:
             last = database.last_id(con, table)
-        except database.duckdb.CatalogException:
+        except duckdb.CatalogException:
             broken("bridge_ids", "the table is missing")
             return
         ((highest,),) = con.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchall()

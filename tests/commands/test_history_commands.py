@@ -103,6 +103,15 @@ def test_history_shows_the_queue_without_signatures_and_runs_a_job(tmp_path, pat
         assert "no job 9" in gex_bridge(tmp_path, "history", option, 9, code=1).stderr
 
 
+def test_what_duckdb_says_of_a_queue_that_is_not_ours_is_one_line(tmp_path, path):
+    with Database(path).session() as con:
+        con.execute("DROP TABLE gex_history_queue")
+        con.execute("CREATE TABLE gex_history_queue (a INTEGER)")
+    done = gex_bridge(tmp_path, "history", code=1)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gex-bridge: ") and "Error" in line
+
+
 def test_archive_fails_with_the_name_of_a_damaged_day(tmp_path, path):
     with Database(path).session():
         pass

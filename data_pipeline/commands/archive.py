@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: config.Settings) -> int:
     """Do it; returns the exit code.  Raises BridgeError."""
-    from data_pipeline.commands.one_line import one_line
     from data_pipeline.commands.progress import Progress
     from data_pipeline.lake.archive import archive
+    from data_pipeline.operations.one_line import one_line
     from data_pipeline.repository.database import Database
     from data_pipeline.repository.foreign_file import refuse_foreign_file
 

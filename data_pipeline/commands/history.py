@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: config.Settings) -> int:
     """Do it; returns the exit code.  Raises BridgeError."""
-    from data_pipeline.commands.one_line import one_line
     from data_pipeline.history.queue import HistoryQueue
+    from data_pipeline.operations.one_line import one_line
     from data_pipeline.repository.foreign_file import refuse_foreign_file
 
     if not settings.database.exists():

@@ -92,7 +92,8 @@ def gex_checks(path: pathlib.Path) -> list[tuple[str, str, str, bool]]:
                 beside += Run(bridge.port, 4, 40, pause=0.04).latencies
     before, during = percentile(alone, 0.99), percentile(beside, 0.99)
     print(
-        f"P99 of /gex                {before:.1f} ms ({len(alone)} posts), {during:.1f} ms while importing ({len(beside)})"
+        f"P99 of /gex                {before:.1f} ms ({len(alone)} posts),"
+        f" {during:.1f} ms while importing ({len(beside)})"
     )
     return [("times P99 of /gex alone", f"{during / before:.2f}", "at most 3", during <= 3 * before)]
 

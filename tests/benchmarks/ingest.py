@@ -130,7 +130,8 @@ def percentile(values: list[float], share: float) -> float:
 
 def throughput(requests: int, rounds: int, folder: pathlib.Path) -> None:
     print(
-        f"{'server':<28}{'clients':>8}{'requests/s':>12}{'ratio':>8}{'P50 ms':>9}{'P99 ms':>9}{'max ms':>9}{'failed':>8}"
+        f"{'server':<28}{'clients':>8}{'requests/s':>12}{'ratio':>8}{'P50 ms':>9}"
+        f"{'P99 ms':>9}{'max ms':>9}{'failed':>8}"
     )
     for clients in CLIENTS:
         bare, sqlite = Rival("bare"), Rival("sqlite", str(folder / f"sqlite-{clients}"))

@@ -104,7 +104,10 @@ def memory(tmp_path):
 
 
 def test_killed_at_any_moment_each_line_is_there_exactly_once_after_the_next_life(memory):
-    script = f"import pathlib; from tests.files.test_growing import die_everywhere; die_everywhere(pathlib.Path({str(memory)!r}))"
+    script = (
+        "import pathlib; from tests.files.test_growing import die_everywhere;"
+        f" die_everywhere(pathlib.Path({str(memory)!r}))"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE)
     roots = sorted(memory.iterdir())
     assert len(roots) > 60

@@ -35,7 +35,7 @@ def raw_exchange(port: int, request: bytes, timeout: float = PATIENCE) -> bytes:
 
 
 def exchange(port: int, raw: bytes, half_close: bool = False, timeout: float = PATIENCE) -> tuple[bytes, bool]:
-    """Send bytes, and then the end if half_close; what comes back until the server closes, and whether it reset instead.
+    """Send bytes, and then the end if half_close; what comes back until it is closed, and whether by a reset.
 
     Raises TimeoutError for neither.
     """

@@ -120,7 +120,8 @@ def test_the_pause_of_a_429_is_the_one_named_or_the_default(body, headers, secon
 
 
 def test_nothing_heavy_is_imported_before_it_is_used():
-    modules = "data_pipeline.integrations.outgoing, data_pipeline.integrations.discord, data_pipeline.integrations.gexbot, data_pipeline.payloads.trades"
+    rooms = ("integrations.outgoing", "integrations.discord", "integrations.gexbot", "payloads.trades")
+    modules = ", ".join(f"data_pipeline.{room}" for room in rooms)
     heavy = ("requests", "urllib3", "polars", "duckdb", "pyarrow")
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

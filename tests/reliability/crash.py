@@ -24,8 +24,8 @@ from tests.reliability.load import Load, acknowledgements, add, check_everything
 ROUNDS, SHORT = 1000, 8
 IN_TIME = 5.0  # s, from the start of the process to the first post that it accepts
 CHECK_EVERY = 50  # rounds
-# Each round's timestamps begin that much later, so a day, and a partition of the lake, has some rounds; and with majors,
-# whose timestamp is in the keys of the snapshots behind them.
+# Each round's timestamps begin that much later, so a day, and a partition of the lake, has some rounds; and with
+# majors, whose timestamp is in the keys of the snapshots behind them.
 SECONDS_A_ROUND = 4800
 FIRST = 2
 ENDPOINTS = 4
@@ -256,7 +256,8 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 20) -> str:
         crashes.check()
     assert crashes.slowest <= IN_TIME, f"the first post after a start took {crashes.slowest:.1f} s"
     return (
-        f"{crashes.kills:,} kills, {crashes.archives:,} of them of an archive run, {crashes.at_stages:,} at a marked system call,"
+        f"{crashes.kills:,} kills, {crashes.archives:,} of them of an archive run,"
+        f" {crashes.at_stages:,} at a marked system call,"
         f" {sum(map(len, crashes.acknowledged.values())):,} acknowledged, 0 lost, 0 doubled, 0 broken files,"
         f" first post after a start at most {crashes.slowest:.1f} s"
     )

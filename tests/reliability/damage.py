@@ -110,7 +110,7 @@ class Damaged:
         assert has_old or not ending, f"{name}: a damaged log cost the database"
 
     def segment(self, cut: bool) -> None:
-        """One byte of the newest segment's records flipped, or all from one on gone, where tables and files are behind it."""
+        """One byte of the newest segment's records flipped, or all from one on gone; tables and files are behind it."""
         bridge = self.copy()
         for path in (bridge.data_dir / "raw", bridge.data_dir / "depth", bridge.data_dir / "gex"):
             shutil.rmtree(path)
@@ -173,7 +173,7 @@ class Damaged:
 
     @staticmethod
     def _read_back(folder: pathlib.Path, name: str, content: bytes) -> tuple[list, list]:
-        """The records, and the damaged places, of a journal with that segment, after one more record was appended to it."""
+        """The records and the damaged places of a journal with that segment, after one more record was appended."""
         for path in folder.iterdir():
             path.unlink()
         (folder / name).write_bytes(content)
@@ -228,8 +228,10 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 3) -> str:
         damaged.end_lost()
     tried = damaged.every_byte(SHORT_STRIDE if rounds == SHORT else 1)
     return (
-        f"{damaged.moved + damaged.kept} damaged databases: {damaged.moved} moved aside and filled anew, {damaged.kept} where"
-        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each, {damaged.cuts} cuts at most the torn one,"
+        f"{damaged.moved + damaged.kept} damaged databases: {damaged.moved} moved aside and filled anew,"
+        f" {damaged.kept} where"
+        f" nothing in use was hit; {damaged.flips} flipped bytes cost one record each,"
+        f" {damaged.cuts} cuts at most the torn one,"
         f" and {rounds} of what tables and files had nothing;"
         f" a cut at, and a flip of, each of {tried:,} bytes of a segment one record at most"
     )

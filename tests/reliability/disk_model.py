@@ -199,7 +199,7 @@ class Failures:
         return steps
 
     def _steps(self):
-        """After each call that changed something: the disk, the marks of what is acknowledged, those that left the journal."""
+        """After each call that changed something: the disk, the marks of what is acknowledged and of what left."""
         disk, acknowledged, gone = Disk(str(self.folder / "data")), set(), set()
         for trace in self.traces:
             events = [(call.ended, 1, call) for call in trace.calls]

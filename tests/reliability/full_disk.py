@@ -1,5 +1,5 @@
 """A disk without space, and one that fails: 500 with a clear text and never a false 2xx; once there is space it serves
-again within 5 s, without a restart; everything acknowledged is in tables and files, and nothing healthy was moved aside.
+again within 5 s, without a restart; everything acknowledged is in tables and files, nothing healthy was moved aside.
 
 First on a small tmpfs that is filled under load, over and over; then with
 EIO and ENOSPC from writes, fsyncs and renames of the journal, the database

@@ -1,5 +1,5 @@
-"""Hostile clients: 500 that drip bytes, or do not read their answers, cost an honest one little, a declared length costs
-nothing until bytes come, and whatever is sent, the server answers with headers of its own, leaks no thread and no
+"""Hostile clients: 500 that drip bytes, or do not read their answers, cost an honest one little, a declared length
+costs nothing until bytes come, and whatever is sent, the server answers with headers of its own, leaks no thread and no
 descriptor, and goes on.
 
 The fuzzed requests are Hypothesis' own, over raw sockets: heads and bodies
@@ -154,7 +154,10 @@ def do_not_read(bridge: RunningBridge) -> str:
             client.close()
     eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
     _costs_little(usual, besieged, most)
-    return f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms, {most} threads"
+    return (
+        f"{READING} that do not read their answers: P99 {1e3 * besieged:.1f} ms instead of {1e3 * usual:.1f} ms,"
+        f" {most} threads"
+    )
 
 
 def announce(bridge: RunningBridge) -> str:
@@ -171,7 +174,10 @@ def announce(bridge: RunningBridge) -> str:
         client.close()
     eventually(lambda: process.descriptors <= descriptors + 2, "their descriptors are closed")
     assert grown < MOST_GROWTH, f"{grown >> 20} MB for {ANNOUNCING} connections that only announced"
-    return f"{ANNOUNCING} connections that declared {ANNOUNCED // 10**6} MB and sent 1 kB each: {max(0, grown) / 1e6:.1f} MB of memory"
+    return (
+        f"{ANNOUNCING} connections that declared {ANNOUNCED // 10**6} MB and sent 1 kB each:"
+        f" {max(0, grown) / 1e6:.1f} MB of memory"
+    )
 
 
 _WORDS = st.sampled_from(

@@ -10,7 +10,8 @@ from tests.helpers.support import RunningBridge, gex_payload, read, request, sta
 # Snapshots with more or fewer strikes than they say.
 HALVES = (
     "SELECT count(*) FROM gex_snapshots_all AS s LEFT JOIN (SELECT ticker, timestamp, endpoint, count(*) AS n"
-    " FROM gex_strikes_all GROUP BY ALL) AS k USING (ticker, timestamp, endpoint) WHERE s.strikes_count <> coalesce(k.n, 0)"
+    " FROM gex_strikes_all GROUP BY ALL) AS k"
+    " USING (ticker, timestamp, endpoint) WHERE s.strikes_count <> coalesce(k.n, 0)"
 )
 
 
@@ -33,7 +34,7 @@ class Load:
     def __init__(
         self, bridge: RunningBridge, clients: int, first: int = 0, pause: float = 0.0, endpoints: int = 1 << 40
     ):
-        """pause: s between a client's posts.  endpoints: how many there are; with a few, a refused post may cost a key."""
+        """pause: s between a client's posts.  endpoints: how many there are; with few a refused post may cost a key."""
         self.bridge = bridge
         self.acknowledged = acknowledgements()
         self.refused: list[int] = []

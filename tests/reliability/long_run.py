@@ -89,7 +89,8 @@ def sessions(count: int, folder: pathlib.Path) -> str:
         f"a session took {1e3 * first:.1f} ms of CPU at first and {1e3 * last:.1f} ms in the end"
     )
     return (
-        f"{count:,} loader sessions: memory {grown / 1e6:+.1f} MB, file {size / 1e6:.1f} MB against {fresh / 1e6:.1f} MB of a"
+        f"{count:,} loader sessions: memory {grown / 1e6:+.1f} MB, file {size / 1e6:.1f} MB"
+        f" against {fresh / 1e6:.1f} MB of a"
         f" fresh copy, {1e3 * first:.1f} ms of CPU a session at first and {1e3 * last:.1f} ms in the end"
     )
 
@@ -121,8 +122,10 @@ def requests(count: int, folder: pathlib.Path) -> str:
     assert count < WARM or max(grown) < MOST_GROWTH, f"memory grew by {[round(g / 1e6, 1) for g in grown]} MB"
     assert size <= MOST_SIZE * fresh + SLACK, f"the database has {size / 1e6:.1f} MB, a fresh copy {fresh / 1e6:.1f} MB"
     return (
-        f"{load.count:,} requests, {first:,.0f} a second in the second tenth, {last:,.0f} in the last: memory of the server"
-        f" {grown[0] / 1e6:+.1f} MB, of the writer {grown[1] / 1e6:+.1f} MB, file {size / 1e6:.1f} MB against {fresh / 1e6:.1f} MB;"
+        f"{load.count:,} requests, {first:,.0f} a second in the second tenth, {last:,.0f} in the last:"
+        f" memory of the server"
+        f" {grown[0] / 1e6:+.1f} MB, of the writer {grown[1] / 1e6:+.1f} MB,"
+        f" file {size / 1e6:.1f} MB against {fresh / 1e6:.1f} MB;"
         " 0 lost, 0 doubled"
     )
 

@@ -129,7 +129,8 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 11) -> str:
     _no_secrets(bridge)
     assert read(bridge.database, "SELECT count(*) FROM gex_history_queue") == [(links,)]
     return (
-        f"{accepted:,} payloads with tricks in them taken, {links:,} links given to a command: {opened:,} files opened for"
+        f"{accepted:,} payloads with tricks in them taken, {links:,} links given to a command:"
+        f" {opened:,} files opened for"
         f" writing, 0 outside DATA_DIR; 0 commands of a client run, 0 foreign addresses, 0 secrets shown"
     )
 

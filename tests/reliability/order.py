@@ -31,7 +31,8 @@ def run(rounds: int, folder: pathlib.Path) -> str:
     gone = segments_go_last([call for trace in traces for call in trace.calls])
     assert gone, "no segment was removed; nothing is shown"
     return (
-        f"{checked:,} acknowledgements, each behind the fsync of its record; 0 descriptors of the server on the database,"
+        f"{checked:,} acknowledgements, each behind the fsync of its record;"
+        f" 0 descriptors of the server on the database,"
         f" never two of the writer in {opened:,} openings;"
         f" {gone} segments removed, each behind the fsyncs of tables and files"
     )
@@ -101,7 +102,7 @@ def the_writer_has_one_descriptor_at_a_time(trace: Trace) -> int:
 
 
 def segments_go_last(calls: list[Call]) -> int:
-    """How many were removed; AssertionError for one of whose webhooks not each had been committed, checkpointed and noted."""
+    """How many were removed; AssertionError for one with a webhook that was not committed, checkpointed and noted."""
     calls = [call for call in calls if call.result >= 0]
     serials: dict[str, set[bytes]] = {}
     committed: dict[bytes, int] = {}

@@ -88,7 +88,8 @@ def readers(rounds: int, data_dir: pathlib.Path) -> str:
     # Of a few readers the longest wait is the P99, and it is the machine's as well.
     assert rounds <= SHORT or p99 <= P99, f"readers waited {p99:.2f} s at P99"
     return (
-        f"{rounds:,} readers under full load ({load.count:,} acknowledged): P50 {1e3 * p50:.0f} ms, P99 {1e3 * p99:.0f} ms,"
+        f"{rounds:,} readers under full load ({load.count:,} acknowledged):"
+        f" P50 {1e3 * p50:.0f} ms, P99 {1e3 * p99:.0f} ms,"
         f" longest {1e3 * waits[-1]:.0f} ms; 0 lost"
     )
 
@@ -130,6 +131,7 @@ def holders(held: float, data_dir: pathlib.Path) -> str:
         "what the others committed is theirs still"
     )
     return (
-        f"held for writing for {held:.0f} s: slowest answer {1e3 * slowest:.0f} ms, rows there {waited[0]:.1f} s after it let go;"
+        f"held for writing for {held:.0f} s: slowest answer {1e3 * slowest:.0f} ms,"
+        f" rows there {waited[0]:.1f} s after it let go;"
         f" {waited[1]:.1f} s where it was killed; 0 lost, 0 doubled"
     )

@@ -37,6 +37,7 @@ def run(rounds: int, folder: pathlib.Path, seed: int = 5) -> str:
     assert "Traceback" not in bridge.complaints
     check_everything_once(bridge, acknowledged)
     return (
-        f"{rounds} stops under load: exit code 0 each time, the slowest after {slowest:.1f} s, {left} left something for the"
+        f"{rounds} stops under load: exit code 0 each time, the slowest after {slowest:.1f} s,"
+        f" {left} left something for the"
         f" next start; {sum(map(len, acknowledged.values())):,} acknowledged, 0 lost, 0 doubled"
     )

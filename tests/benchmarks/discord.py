@@ -12,8 +12,8 @@ import pathlib
 import tempfile
 
 from tests.benchmarks.ingest import Run, percentile
-from tests.helpers.services import Answer, Service
 from tests.helpers.support import RunningBridge
+from tests.helpers.web import Answer, Service
 
 TRADE = {
     "topic": "option_trades_super_algo",

@@ -13,8 +13,8 @@ import pytest
 
 from tests.commands.test_cli import gex_bridge
 from tests.commands.test_status import free_port
-from tests.helpers.services import Answer, Service
 from tests.helpers.support import RunningBridge, eventually
+from tests.helpers.web import Answer, Service
 from tests.http_server.test_pages import held_database
 
 SECRETS = {"GEXBOT_API_KEY": "key-that-nobody-may-see", "DISCORD_BOT_TOKEN": "token-that-nobody-may-see"}

@@ -2,8 +2,8 @@ import json
 import socket
 
 from tests.commands.test_cli import gex_bridge
-from tests.helpers.services import Answer, Service
 from tests.helpers.support import RunningBridge, eventually, gex_payload
+from tests.helpers.web import Answer, Service
 
 
 def free_port() -> int:

@@ -10,7 +10,8 @@ from data_pipeline import config
 from data_pipeline.integrations import discord
 from data_pipeline.integrations.discord import LIMIT, Discord, confirmation, fit, message_text
 from data_pipeline.payloads.trades import TOPIC
-from tests.helpers.services import Answer, Service, script, wait_until
+from tests.helpers.support import eventually
+from tests.helpers.web import Answer, Service, script
 
 RECORDINGS = pathlib.Path(__file__).parents[1] / "recordings"
 TOKEN = "T0KEN-t0ken"
@@ -182,7 +183,7 @@ def test_401_and_403_stop_everything_with_one_error(talk, caplog, status):
     for _ in range(3):
         it.send(trade())
     held.set()
-    wait_until(lambda: it.stats()["refused"])
+    eventually(lambda: it.stats()["refused"])
     it._thread.join(10)
     it.send(trade())
     assert it.stop(1) and len(service.requests) == 1
@@ -271,7 +272,7 @@ def test_a_message_that_stop_gave_up_is_logged_once_though_its_request_ends_late
 
     service, it = talk(answer)
     it.send(trade())
-    wait_until(lambda: it.stats()["queued"] == 0)
+    eventually(lambda: it.stats()["queued"] == 0)
     assert it.stop(0.1) is False
     go.set()
     it._thread.join(10)

@@ -11,7 +11,8 @@ from data_pipeline.integrations import gexbot
 from data_pipeline.integrations.gexbot import SYMBOLS, GexBotClient, GexBotError, Poller, StatusRefresher, status_pause
 from data_pipeline.payloads.validation import gex_payload
 from data_pipeline.repository.journal import NotDurable
-from tests.helpers.services import Answer, Service, script, wait_until
+from tests.helpers.support import eventually
+from tests.helpers.web import Answer, Service, script
 
 KEY = "gexbot_custom_s3cr3t/+&"
 NOW = 1777492800
@@ -285,7 +286,7 @@ def test_every_symbol_is_delivered_as_two_payloads(asking, running):
     service, client = asking()
     got = []
     poller = running(Poller(client, 60, got.append))
-    wait_until(lambda: len(got) == 12)
+    eventually(lambda: len(got) == 12)
     for symbol, chain, change in zip(SYMBOLS, got[::2], got[1::2]):
         for payload in (chain, change):
             assert is_now(payload.pop("received_at"))
@@ -312,7 +313,7 @@ def test_what_is_delivered_passes_as_a_uw_payload(asking, running):
     service, client = asking()
     got = []
     running(Poller(client, 60, got.append, ("SPX",)))
-    wait_until(lambda: len(got) == 2)
+    eventually(lambda: len(got) == 2)
     for payload, data in zip(got, (SUMMARY, WINDOWS)):
         taken = gex_payload(payload, "payload", "snapshot", "gex_zero")
         assert taken.ticker == "SPX" and taken.kind == payload["kind"] and taken.endpoint == payload["endpoint"]
@@ -339,7 +340,7 @@ def test_one_symbols_failure_never_stops_the_others(asking, running, caplog):
     )
     got = []
     poller = running(Poller(client, 0.05, got.append, ("A", "B", "C", "D", "SPY")))
-    wait_until(lambda: len(got) >= 6)
+    eventually(lambda: len(got) >= 6)
     assert {payload["ticker"] for payload in got} == {"SPY"}
     assert poller.stats()["failing"] == 8
     assert "A chain failed (no answer within 0.1 s)" in caplog.text and "D maxchange failed (HTTP 404)" in caplog.text
@@ -352,7 +353,7 @@ def test_pauses_grow_after_failures_and_come_back(asking, running, caplog):
     service, client = asking(lambda r, left=[bad] * 4: left.pop() if left and "max" not in r.path else api(r))
     got = []
     poller = running(Poller(client, 0.05, got.append, ("SPX",)))
-    wait_until(lambda: sum(1 for payload in got if payload["kind"] == "snapshot") >= 3)
+    eventually(lambda: sum(1 for payload in got if payload["kind"] == "snapshot") >= 3)
     times = [r.at for r in service.requests if "max" not in r.path][:7]
     pauses = [b - a for a, b in zip(times, times[1:])]
     for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.8, 0.05)):
@@ -390,13 +391,13 @@ def test_what_cannot_be_stored_is_one_line_and_no_failure_of_the_api(asking, run
             raise problem
 
     poller = running(Poller(client, 0.05, deliver, ("A", "B")))
-    wait_until(lambda: len(got) >= 12)
+    eventually(lambda: len(got) >= 12)
     assert caplog.text.count("cannot be stored") == 1 and "Traceback" not in caplog.text
     stats = poller.stats()
     assert stats["failed"] == stats["failing"] == 0 and stats["not_stored"] >= 11
     room.set()
     stored = poller.stats()["not_stored"]
-    wait_until(lambda: len(got) >= 20)
+    eventually(lambda: len(got) >= 20)
     assert poller.stats()["not_stored"] <= stored + 1
 
 
@@ -404,7 +405,7 @@ def test_each_category_has_endpoints_of_its_own_and_zero_the_original_s(asking, 
     service, client = asking()
     got = []
     running(Poller(client, 60, got.append, ("SPX",), ("zero", "one", "full")))
-    wait_until(lambda: len(got) == 6)
+    eventually(lambda: len(got) == 6)
     assert [payload["endpoint"] for payload in got] == [
         "gex_zero",
         "gex_maxchange",
@@ -441,7 +442,7 @@ def test_with_rth_it_polls_in_regular_hours_only(asking, running, moment, open_)
     got, asked = [], []
     now = datetime.fromisoformat(moment)
     running(Poller(client, 0.01, got.append, ("SPX",), rth=True, now=lambda: asked.append(1) or now))
-    wait_until(lambda: len(asked) > 5 and len(got) >= 4 * open_)
+    eventually(lambda: len(asked) > 5 and len(got) >= 4 * open_)
     assert bool(got) is open_
 
 
@@ -454,8 +455,8 @@ def test_a_delivery_that_fails_is_logged_and_the_next_one_comes(asking, running,
         raise RuntimeError("the disk is full")
 
     running(Poller(client, 60, deliver, ("A", "B")))
-    wait_until(lambda: len(got) == 4)
-    wait_until(lambda: caplog.text.count("RuntimeError: the disk is full") == 1)
+    eventually(lambda: len(got) == 4)
+    eventually(lambda: caplog.text.count("RuntimeError: the disk is full") == 1)
 
 
 def test_stop_meets_its_deadline_while_a_request_hangs_and_nothing_is_delivered_after(asking, running):
@@ -501,7 +502,7 @@ def test_status_files_hold_the_reply_with_the_time_it_was_fetched(asking, runnin
     service, client = asking(script(Answer([older, CHAIN])))
     noon = datetime(2026, 1, 5, 12, 0, tzinfo=timezone(timedelta(hours=-5)))
     refresher = running(StatusRefresher(client, ("NQ_NDX", "../Up"), tmp_path / "gex", lambda: noon))
-    wait_until(lambda: refresher.stats()["done"] == 2)
+    eventually(lambda: refresher.stats()["done"] == 2)
     assert refresher.stop(5)
     assert sorted(p.name for p in (tmp_path / "gex").iterdir()) == ["..%2Fup_gex_status.json", "nq_ndx_gex_status.json"]
     status = json.loads((tmp_path / "gex" / "nq_ndx_gex_status.json").read_text())
@@ -514,5 +515,5 @@ def test_a_status_file_stays_as_it_was_when_the_api_fails(asking, running, tmp_p
     path.write_text("old")
     service, client = asking(script(Answer(b"<html>")))
     refresher = running(StatusRefresher(client, ("SPX",), tmp_path))
-    wait_until(lambda: refresher.stats()["failed"] == 1)
+    eventually(lambda: refresher.stats()["failed"] == 1)
     assert path.read_text() == "old"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data_pipeline.integrations import outgoing
-from tests.helpers.services import Answer, Service, script
+from tests.helpers.web import Answer, Service, script
 
 SECRET = "s3cr3t-key"
 

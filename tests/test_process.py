@@ -15,8 +15,7 @@ from data_pipeline.files.views import read_latest
 from data_pipeline.lake.nightly import NightlyArchive
 from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.writer_process import DatabaseUnreadable, WriterProcess
-from tests.commands.test_cli import gex_bridge
-from tests.helpers.support import PATIENCE, RunningBridge, eventually, gex_payload
+from tests.helpers.support import PATIENCE, RunningBridge, eventually, gex_bridge, gex_payload
 from tests.http_server.test_pages import writer_of
 from tests.reliability.others import hold
 

@@ -7,8 +7,7 @@ import duckdb
 import pytest
 
 from data_pipeline.repository import segments
-from tests.commands.test_cli import gex_bridge
-from tests.helpers.support import RunningBridge, eventually, gex_payload, read
+from tests.helpers.support import RunningBridge, eventually, gex_bridge, gex_payload, read
 
 
 @pytest.fixture(scope="module")

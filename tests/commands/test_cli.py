@@ -1,33 +1,11 @@
 """The command line as a whole."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 
 from data_pipeline import cli
-from tests.helpers.support import ROOT
-
-
-def gex_bridge(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    import os
-
-    known = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("GEX", "DISCORD", "HISTORY", "ALT_")) and k != "DATA_DIR"
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "data_pipeline", *map(str, arguments)],
-        cwd=ROOT,
-        env={**known, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return done.returncode, done.stdout, done.stderr
+from tests.helpers.support import gex_bridge
 
 
 def test_the_help_lists_every_subcommand_with_its_line():

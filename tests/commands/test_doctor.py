@@ -11,9 +11,7 @@ import time
 
 import pytest
 
-from tests.commands.test_cli import gex_bridge
-from tests.commands.test_status import free_port
-from tests.helpers.support import RunningBridge, eventually
+from tests.helpers.support import RunningBridge, eventually, free_port, gex_bridge
 from tests.helpers.web import Answer, Service
 from tests.http_server.test_pages import held_database
 

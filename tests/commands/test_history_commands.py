@@ -1,28 +1,18 @@
 """The commands import, history and archive as a user runs them: output, exit codes, the database afterwards."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from data_pipeline.repository.database import Database
+from tests.helpers import support
 from tests.helpers.history_files import DAY_START, day
 from tests.helpers.web import Web
 from tests.history.test_importer import add
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 def gex_bridge(tmp_path, *args, code=0, **env):
-    done = subprocess.run(
-        [sys.executable, "-m", "data_pipeline", *map(str, args), "--data-dir", str(tmp_path / "data")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={"PATH": "", **env},
-    )
+    done = support.gex_bridge(*args, "--data-dir", tmp_path / "data", PATH="", **env)
     assert done.returncode == code, done.stderr
     return done
 

@@ -1,14 +1,7 @@
 import json
-import socket
 
-from tests.commands.test_cli import gex_bridge
-from tests.helpers.support import RunningBridge, eventually, gex_payload
+from tests.helpers.support import RunningBridge, eventually, free_port, gex_bridge, gex_payload
 from tests.helpers.web import Answer, Service
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def fed(bridge) -> None:

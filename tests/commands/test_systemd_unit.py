@@ -2,12 +2,12 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from data_pipeline import config
 from data_pipeline.commands import systemd_unit
+from tests.helpers.support import gex_bridge
 
 installed = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 
@@ -61,7 +61,6 @@ def test_without_a_checkout_the_unit_starts_the_module(tmp_path):
 
 
 def test_the_command_prints_the_unit_and_keeps_its_remarks_apart(tmp_path):
-    command = [sys.executable, "-m", "data_pipeline", "systemd-unit", "--data-dir", tmp_path / "none"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = gex_bridge("systemd-unit", "--data-dir", tmp_path / "none")
     assert done.returncode == 0 and done.stdout.startswith("# Made by")
     assert f"ReadWritePaths={tmp_path}/none" in done.stdout and str(tmp_path / "none") in done.stderr

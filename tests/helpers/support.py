@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import duckdb
 
@@ -50,6 +51,37 @@ def exchange(port: int, raw: bytes, half_close: bool = False, timeout: float = P
         except (ConnectionResetError, BrokenPipeError):
             return answer, True
     return answer, False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+class Done(NamedTuple):
+    """A command that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def gex_bridge(*arguments: object, **environment: str) -> Done:
+    """Run the command line to its end, without the settings of whoever runs the tests."""
+    known = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("GEX", "DISCORD", "HISTORY", "ALT_")) and k != "DATA_DIR"
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "data_pipeline", *map(str, arguments)],
+        cwd=ROOT,
+        env={**known, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def slow_reader(port: int) -> socket.socket:

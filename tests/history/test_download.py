@@ -8,15 +8,8 @@ import pytest
 
 from data_pipeline.history import download
 from data_pipeline.history.download import Download, DownloadFailed, Limits, Refused
-from tests.helpers.web import Web
 
 CONTENT = bytes(range(256)) * 4000
-
-
-@pytest.fixture
-def web():
-    with Web() as server:
-        yield server
 
 
 def fetch(tmp_path, url, hosts=("127.0.0.1",), **limits):

@@ -15,13 +15,6 @@ from data_pipeline.history.queue import HistoryQueue
 from data_pipeline.lake import scan_snapshots, scan_strikes
 from data_pipeline.repository.database import Database
 from tests.helpers.history_files import DAY_START, day
-from tests.helpers.web import Web
-
-
-@pytest.fixture
-def web():
-    with Web() as server:
-        yield server
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from data_pipeline.migration import merge, migrate, old_file
 from data_pipeline.repository import database, schema
 from tests.helpers import old_files
 from tests.helpers.old_files import RECORDED, duckdb_rows, insert, make, snapshot, sqlite_rows, webhook
-from tests.helpers.support import read
+from tests.helpers.support import gex_bridge, read
 
 
 @pytest.fixture
@@ -391,24 +391,20 @@ def _until(condition, seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def cli(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "data_pipeline", *map(str, arguments)], capture_output=True, text=True)
-
-
 def test_the_command_prints_the_proof_and_refuses_a_second_time(tmp_path):
     data = tmp_path / "data"
-    first = cli("migrate", RECORDED, "--data-dir", data, "--json")
+    first = gex_bridge("migrate", RECORDED, "--data-dir", data, "--json")
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     strikes = result["tables"]["gex_bridge_strikes"]
     assert strikes["proof"]["rows"] == [270, 270] and strikes["proof"]["equal"] is True
     assert set(strikes["proof"]["checksums"]) == set(schema.columns("gex_bridge_strikes"))
-    second = cli("migrate", RECORDED, "--data-dir", data)
+    second = gex_bridge("migrate", RECORDED, "--data-dir", data)
     assert (second.returncode, second.stdout) == (1, "") and "--merge" in second.stderr
-    again = cli("migrate", RECORDED, "--data-dir", data, "--merge")
+    again = gex_bridge("migrate", RECORDED, "--data-dir", data, "--merge")
     assert again.returncode == 0 and "equal" in again.stdout and "DIFFERENT" not in again.stdout
 
 
 def test_the_command_tells_a_wrong_question_from_a_failure(tmp_path):
-    assert cli("migrate", tmp_path / "none.db", "--data-dir", tmp_path / "data").returncode == 1
-    assert cli("migrate", RECORDED, "--prefer", "both").returncode == 2
+    assert gex_bridge("migrate", tmp_path / "none.db", "--data-dir", tmp_path / "data").returncode == 1
+    assert gex_bridge("migrate", RECORDED, "--prefer", "both").returncode == 2

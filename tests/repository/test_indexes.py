@@ -16,7 +16,7 @@ from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository import indexes, rollback, schema, upserts
 from data_pipeline.repository.database import Database, IndexesRebuilt
 from data_pipeline.repository.rows import Rows
-from tests.helpers.support import RunningBridge, eventually, gex_payload
+from tests.helpers.support import RunningBridge, eventually, gex_bridge, gex_payload
 
 VERSIONS = ("duckdb==1.5.0", "duckdb>=1.5,<1.6", "duckdb>=2.0,<2.1")
 # Kept from run to run; made under another name first, so that two runs at once do not meet in it.
@@ -199,12 +199,7 @@ def test_check_compares_the_indexes_with_the_tables(client, tmp_path, request):
     database = Database(tmp_path / "raw" / "gex" / "gex_history.duckdb")
     load(database, 1)
     client(database.path, DEEDS["adds a column"])
-    said = subprocess.run(
-        [sys.executable, "-m", "data_pipeline", "check"],
-        env={**os.environ, "DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    said = gex_bridge("check", DATA_DIR=str(tmp_path))
     breaks = "1.5" in request.node.callspec.params["client"]
     assert ("an index lacks rows of it" in said.stdout) == breaks == (said.returncode != 0), said
     assert "has columns that are not ours, which are left alone: 'note'" in said.stdout

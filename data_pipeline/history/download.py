@@ -48,7 +48,8 @@ DEFAULT_HOSTS = (
 # An answer that is no history but says where it is, `{"url": …}`, is not longer.
 LINK_BYTES = 1 << 16
 
-# What the name of a history file says: 2025-11-14_NQ_NDX_classic_gex_zero.json, or …/hist/SPX/classic/gex_zero/2025-11-14.
+# What the name of a history file says: 2025-11-14_NQ_NDX_classic_gex_zero.json,
+# or …/hist/SPX/classic/gex_zero/2025-11-14.
 _NAMED = (
     re.compile(r"\d{4}-\d\d-\d\d_(?P<ticker>[A-Za-z0-9_.^-]+?)_(?:classic|state|orderflow)_(?P<endpoint>\w+)[.\w]*$"),
     re.compile(r"/hist/(?P<ticker>[^/]+)/(?:classic|state|orderflow)/(?P<endpoint>\w+)(?:/|$)"),
@@ -348,7 +349,7 @@ def checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
         raise Refused("the address has spaces or control characters")
     try:
         parts = urlsplit(url)
-        host = _normal(parts.hostname or "")
+        host = normal(parts.hostname or "")
         _ = parts.port, host.encode("idna")  # both raise where they are none
     except ValueError:
         raise Refused("not an address") from None
@@ -356,13 +357,14 @@ def checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
         raise Refused("only http:// and https:// addresses with a host are fetched")
     if parts.username is not None or parts.password is not None:
         raise Refused("the address has a user name or password")
-    names = [_normal(name) for name in hosts]
+    names = [normal(name) for name in hosts]
     if "*" not in names and not any(host == name or host.endswith("." + name) for name in names):
         raise Refused(f"host {ascii(host)} is not in HISTORY_ALLOWED_HOSTS")
     return parts
 
 
-def _normal(host: str) -> str:
+def normal(host: str) -> str:
+    """A host's name in the one form in which names are compared."""
     return host.lower().strip("[]").rstrip(".")
 
 
@@ -385,8 +387,8 @@ def _addresses(host: str, port: int, hosts: tuple[str, ...]) -> list[str]:
     except (OSError, UnicodeError) as problem:
         raise DownloadFailed(f"host {ascii(host)} is not known: {_plain(problem)}") from None
     addresses = list(dict.fromkeys(entry[4][0] for entry in found))
-    named = {_normal(name) for name in hosts} - set(DEFAULT_HOSTS)
-    if _normal(host) in named:
+    named = {normal(name) for name in hosts} - set(DEFAULT_HOSTS)
+    if normal(host) in named:
         return addresses
     public = [address for address in addresses if _is_public(address)]
     if not public:

@@ -1,4 +1,4 @@
-"""The built-in way of history: a thread that downloads queued links and has each imported by a child process."""
+"""The built-in way of history: two threads that download queued links; a child process imports each file."""
 
 import contextlib
 import json
@@ -8,11 +8,15 @@ import pathlib
 import subprocess
 import threading
 import time
+from urllib.parse import urlsplit
+
+import duckdb
 
 from data_pipeline.background import Background, child_command, child_environment
 from data_pipeline.history import download
-from data_pipeline.history.queue import Job
+from data_pipeline.history.queue import HistoryQueue, Job
 from data_pipeline.lake.layout import LakeNameError, encoded
+from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
 
 logger = logging.getLogger("webhook")
 
@@ -27,20 +31,19 @@ FOR_GOOD = (download.Refused, LakeNameError)
 
 
 class HistoryImporter(Background):
-    """Takes jobs from `queue` one at a time, oldest first, and finishes them.
+    """Takes jobs from `queue`, oldest first, on two threads, and finishes them.
 
-    queue: a `history_queue.HistoryQueue`, called from this thread alone.  An
-    exception of its is logged, and tried again later.  Links that may not be
-    fetched are failed many at a time, or they would keep others waiting.  The
-    child is ended at `stop`, and the job is pending again: nothing is half
-    done, the lake has whole partitions only.  settle: seconds between the
-    first news of a link and the work, so that a handful of links is taken in
-    before a download and an import want the machine.
+    Of the links of one host, or of one ticker and endpoint, one is worked on at a time: a slow host holds up no links
+    but its own.  Files are imported one by one.  queue: used by these threads alone; an exception of its is logged,
+    and tried again later.  Links that may not be fetched are failed many at a time, or they would keep others
+    waiting.  The child is ended at `stop`, and the job is pending again: nothing is half done, the lake has whole
+    partitions only.  settle: seconds between the first news of a link and the work, so that a handful of links is
+    taken in before a download and an import want the machine.
     """
 
     def __init__(
         self,
-        queue,
+        queue: HistoryQueue,
         data_dir: pathlib.Path,
         hosts: tuple[str, ...],
         max_bytes: int,
@@ -52,11 +55,13 @@ class HistoryImporter(Background):
         self._queue, self._data_dir, self._hosts = queue, data_dir, hosts
         self._limits = download.Limits(bytes=max_bytes)
         self._woken = threading.Event()
-        self._lock = threading.Lock()  # guards the two below, which `stop` ends
-        self._download: download.Download | None = None
-        self._child: subprocess.Popen | None = None
+        self._taking = threading.Lock()  # held while a job is chosen
+        self._importing = threading.Lock()  # held while a file is imported
+        self._lock = threading.Lock()  # guards all below; `stop` ends the downloads and the child
+        self._downloads: set[download.Download] = set()
+        self._child: subprocess.Popen[bytes] | None = None
         self._completed = self._failed = 0
-        self._current: int | None = None
+        self._current: list[Job] = []
 
     def wake(self) -> None:
         """There is a new row; to be called from any thread."""
@@ -65,21 +70,33 @@ class HistoryImporter(Background):
     def _wake(self) -> None:
         self._woken.set()
         with self._lock:
-            if self._download is not None:
-                self._download.cancel("stopped")
+            for one in self._downloads:
+                one.cancel("stopped")
             if self._child is not None:
                 self._child.terminate()
 
-    def stats(self) -> dict:
-        return {"completed": self._completed, "failed": self._failed, "current": self._current}
+    def stats(self) -> dict[str, object]:
+        """Jobs by how they ended; the ids of those that are worked on."""
+        with self._lock:
+            current = sorted(job.id for job in self._current)
+            return {"completed": self._completed, "failed": self._failed, "current": current}
 
     def _run(self) -> None:
+        second = threading.Thread(target=self._work_off, name="HistoryImporter", daemon=True)
+        second.start()
+        self._work_off()
+        second.join()
+
+    def _work_off(self) -> None:
         settle = self._settle
         while not self._stopping.wait(settle):
             self._woken.clear()
+            if self._stopping.is_set():
+                self._woken.set()  # the other thread may not wait either
+                return
             failed = self._failed
             try:
-                job = self._queue.take(self._refusal)
+                job = self._take()
                 done = job is None and self._failed == failed
             except Exception as problem:
                 _log_trouble(f"the history queue cannot be read; next try in {LOOK_EVERY:g} s", problem)
@@ -89,8 +106,26 @@ class HistoryImporter(Background):
                 settle = self._settle
                 continue
             if job is not None:
+                self._woken.set()  # there may be one for the other thread
                 self.work(job)
             settle = 0.0  # the next one, at once
+
+    def _take(self) -> Job | None:
+        with self._taking:
+            job = self._queue.take(self._refusal, self._is_beside)
+            if job is not None:
+                with self._lock:
+                    self._current.append(job)
+            return job
+
+    def _is_beside(self, job: Job) -> bool:
+        """Whether a job can be worked on beside those that are: they may not wait for the same host or folder."""
+        with self._lock:
+            return not any(_host(one) == _host(job) or self._folder(one) == self._folder(job) for one in self._current)
+
+    def _folder(self, job: Job) -> pathlib.Path:
+        job = _named(job)
+        return download.folder(self._data_dir, job.ticker, job.endpoint)
 
     def _refusal(self, job: Job) -> str | None:
         """Why a job must not be tried, as far as it can be seen without trying; also counts and logs it."""
@@ -105,7 +140,6 @@ class HistoryImporter(Background):
 
     def work(self, job: Job) -> str:
         """Do one job and finish it; returns its new status."""
-        self._current = job.id
         begun, for_good = time.monotonic(), False
         try:
             trouble = self._fetch_and_import(job)
@@ -119,42 +153,46 @@ class HistoryImporter(Background):
             status, trouble = "pending", None
         self._report(job, status, trouble, time.monotonic() - begun)
         self._finish(job, status, trouble, for_good)
-        self._current = None
+        with self._lock:
+            self._current = [one for one in self._current if one.id != job.id]
         return status
 
     def _report(self, job: Job, status: str, trouble: str | None, seconds: float) -> None:
         level = logging.WARNING if status == "failed" else logging.INFO
         said = f": {ascii(trouble)}" if trouble else ""
         logger.log(level, "history job %d %s after %.1f s%s", job.id, status, seconds, said)
-        self._completed += status == "completed"
-        self._failed += status == "failed"
+        with self._lock:
+            self._completed += status == "completed"
+            self._failed += status == "failed"
 
     def _finish(self, job: Job, status: str, trouble: str | None, for_good: bool) -> None:
         while True:
             try:
                 if for_good and status == "failed":
-                    return self._queue.refuse(job.id, trouble)
-                return self._queue.finish(job.id, status, trouble)
+                    self._queue.refuse(job.id, trouble or "")
+                else:
+                    self._queue.finish(job.id, status, trouble)
+                return
             except Exception as problem:
                 _log_trouble(f"the end of history job {job.id} cannot be written down", problem)
                 if self._stopping.wait(LOOK_EVERY):
-                    return None  # it stays `started` and is taken again
+                    return  # it stays `started` and is taken again
 
     def _fetch_and_import(self, job: Job) -> str | None:
         """Returns what is to be said of bad records; raises DownloadFailed, LakeNameError, ImportProblem."""
         job = _named(job)
         encoded(job.ticker), encoded(job.endpoint)
-        folder = download.folder(self._data_dir, job.ticker, job.endpoint)
-        fetching = download.Download(job.url, folder, self._hosts, self._limits, api_key=self._api_key)
+        fetching = download.Download(job.url, self._folder(job), self._hosts, self._limits, api_key=self._api_key)
         with self._lock:
-            self._download = fetching
-        try:
             self._check_stop()
+            self._downloads.add(fetching)
+        try:
             file = fetching.run().path
         finally:
             with self._lock:
-                self._download = None
-        return self._import(file, job)
+                self._downloads.discard(fetching)
+        with self._importing:
+            return self._import(file, job)
 
     def _import(self, file: pathlib.Path, job: Job) -> str | None:
         command = child_command(
@@ -208,16 +246,19 @@ def _named(job: Job) -> Job:
     return job._replace(ticker=job.ticker or ticker, endpoint=job.endpoint or endpoint)
 
 
+def _host(job: Job) -> str:
+    """The host of a link; empty where the link is no address, which is refused when it is looked at."""
+    try:
+        return download.normal(urlsplit(job.url).hostname or "")
+    except ValueError:
+        return ""
+
+
 class ImportProblem(Exception):
     """The file was fetched, but its import failed; the text says why."""
 
 
 def _log_trouble(what: str, problem: Exception) -> None:
     """One line where the database or the disk says no; what nobody foresaw, with its traceback."""
-    # Imported here: it is heavy, and there by now.
-    import duckdb
-
-    from data_pipeline.repository.database import DatabaseBusy, DatabaseDamaged
-
     foreseen = isinstance(problem, (duckdb.Error, DatabaseBusy, DatabaseDamaged, OSError))
     logger.error("%s: %s", what, ascii(str(problem)), exc_info=None if foreseen else problem)

@@ -7,7 +7,9 @@ crash.
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from duckdb import DuckDBPyConnection
 
 from data_pipeline.repository.database import Database
 from data_pipeline.repository.schema import NOW
@@ -46,15 +48,19 @@ class HistoryQueue:
         self._database, self._wait = Database(database), wait
         self._recovered = False
 
-    def take(self, refusal: Callable[[Job], str | None] = lambda job: None) -> Job | None:
+    def take(
+        self,
+        refusal: Callable[[Job], str | None] = lambda job: None,
+        fits: Callable[[Job], bool] = lambda job: True,
+    ) -> Job | None:
         """Mark the oldest row that is due as started and return it; None where none is.
 
         Due is a pending one, and a failed one with attempts left whose pause
-        is over.  refusal: says why a job must not be tried, or None; it is
-        asked about up to AT_ONCE that are due, with the first LOOKED_AT
-        characters of their values, and those it refuses are failed for good
-        in the same session.  So None may also mean that none of so many was
-        fit.  The first call finds those that a crash left started: they are
+        is over.  refusal: says why a job must not be tried, or None; those it
+        refuses, up to AT_ONCE, are failed for good in the same session.  So
+        None may also mean that so many were refused.  fits: whether a job may
+        be taken now; others are left as they are.  Both are asked with the
+        first LOOKED_AT characters of a job's values.  The first call finds those that a crash left started: they are
         pending again, or failed where no attempt is left.
         """
         with self._database.session(self._wait) as con:
@@ -65,15 +71,23 @@ class HistoryQueue:
                 f"(attempts = {n} AND updated_at <= {_AGO.format(pause)})" for n, pause in enumerate(PAUSES, 1)
             )
             beginnings = ", ".join(f"left({value}, {LOOKED_AT})" for value in ("url", "ticker", "endpoint"))
-            found = con.execute(
-                f"SELECT id, {beginnings}, attempts + 1 FROM gex_history_queue"
-                f" WHERE status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due})"
-                f" ORDER BY id LIMIT {AT_ONCE}"
-            ).fetchall()
-            refused = {row[0]: why for row in found if (why := refusal(Job(*row)))}
+            refused: dict[int, str] = {}
+            fit, last = None, -(2**63)
+            while fit is None and not refused:
+                found = con.execute(
+                    f"SELECT id, {beginnings}, attempts + 1 FROM gex_history_queue WHERE id > ?"
+                    f" AND (status = 'pending' OR status = 'failed' AND attempts < {ATTEMPTS} AND ({due}))"
+                    f" ORDER BY id LIMIT {AT_ONCE}",
+                    [last],
+                ).fetchall()
+                if not found:
+                    break
+                last = found[-1][0]
+                jobs = [Job(*row) for row in found]
+                refused = {job.id: why for job in jobs if (why := refusal(job))}
+                fit = next((job.id for job in jobs if job.id not in refused and fits(job)), None)
             if refused:
                 self._refuse(con, refused)
-            fit = next((row[0] for row in found if row[0] not in refused), None)
             return None if fit is None else self._start(con, fit)
 
     def finish(self, job_id: int, status: str, last_error: str | None) -> None:
@@ -104,7 +118,7 @@ class HistoryQueue:
         with self._database.session(self._wait) as con:
             return self._start(con, job_id)
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         """The whole table, oldest first."""
         with self._database.session(self._wait, checkpoint=False) as con:
             found = con.execute("SELECT * FROM gex_history_queue ORDER BY id")
@@ -112,7 +126,7 @@ class HistoryQueue:
             return [dict(zip(names, row)) for row in found.fetchall()]
 
     @staticmethod
-    def _start(con, job_id: int) -> Job | None:
+    def _start(con: DuckDBPyConnection, job_id: int) -> Job | None:
         found = con.execute(
             f"UPDATE gex_history_queue SET status = 'started', attempts = attempts + 1, updated_at = {NOW}"
             " WHERE id = ? RETURNING id, url, ticker, endpoint, attempts",
@@ -121,7 +135,7 @@ class HistoryQueue:
         return Job(*found[0]) if found else None
 
     @staticmethod
-    def _refuse(con, refused: dict[int, str]) -> None:
+    def _refuse(con: DuckDBPyConnection, refused: dict[int, str]) -> None:
         """No attempt is left to those: what is not allowed will not be the next time."""
         con.execute(
             f"UPDATE gex_history_queue SET status = 'failed', last_error = why, attempts = {ATTEMPTS},"
@@ -130,7 +144,7 @@ class HistoryQueue:
         )
 
     @staticmethod
-    def _recover(con) -> None:
+    def _recover(con: DuckDBPyConnection) -> None:
         con.execute(
             "UPDATE gex_history_queue SET status = CASE WHEN attempts < ? THEN 'pending' ELSE 'failed' END,"
             " last_error = CASE WHEN attempts < ? THEN last_error ELSE 'interrupted each time' END"

@@ -15,6 +15,7 @@ from data_pipeline.history.queue import HistoryQueue
 from data_pipeline.lake import scan_snapshots, scan_strikes
 from data_pipeline.repository.database import Database
 from tests.helpers.history_files import DAY_START, day
+from tests.helpers.support import eventually
 
 
 @pytest.fixture
@@ -225,6 +226,36 @@ def test_stop_ends_an_import_and_the_job_is_pending_again(path, tmp_path, web):
     assert states(path) == [(1, "pending", 1, None)]
     assert worked_off(path, tmp_path) == [(1, "completed", 2, None)]
     assert scan_snapshots(data_dir=tmp_path).collect().height == 3000
+
+
+def test_a_host_that_sends_nothing_holds_up_no_links_but_its_own(path, tmp_path, web, monkeypatch):
+    monkeypatch.setattr("data_pipeline.history.importer.LOOK_EVERY", 3600.0)
+    monkeypatch.setattr("data_pipeline.history.queue.AT_ONCE", 3)
+    web.answers["/held"] = (200, {"Content-Length": "100"}, b"x")
+    with Web() as quick:
+        there = quick.url.replace("127.0.0.1", "localhost")
+        quick.files["/a.json"] = quick.files["/b.json"] = json.dumps(day(2)).encode()
+        add(path, *[(f"{web.url}/held?{n}", f"T{n}", "gex_zero") for n in range(10)])
+        add(path, (f"{there}/b.json", "T0", "gex_zero"), (f"{there}/a.json", "SPX", "gex_zero"))
+        add(path, (f"{there}/a.json", "NDX", "gex_zero"))
+        one = HistoryImporter(HistoryQueue(path), tmp_path, ("127.0.0.1", "localhost"), 1 << 30)
+        one.start()
+        eventually(lambda: one.stats()["completed"] == 2)
+        assert [asked.split("?")[0] for asked, _ in web.seen] == ["/held"], "one at a time of the slow host"
+        assert [asked for asked, _ in quick.seen] == ["/a.json"] * 2, "the folder of T0 has a download"
+        assert one.stats() == {"completed": 2, "failed": 0, "current": [1]}
+        assert one.stop(10)
+    assert {s[0] for s in states(path) if s[1:] == ("completed", 1, None)} == {12, 13}
+    assert {s[1] for s in states(path) if s[0] < 12} == {"pending"}
+
+
+def test_two_threads_that_wait_for_links_stop_at_once_each_time(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.history.importer.LOOK_EVERY", 3600.0)
+    for _ in range(20):
+        one = importer(path, tmp_path)
+        one.start()
+        one.wake()
+        assert one.stop(10)
 
 
 def test_a_database_that_is_held_costs_nothing_but_time(path, tmp_path, web, monkeypatch, caplog):

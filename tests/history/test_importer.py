@@ -240,10 +240,9 @@ def test_a_host_that_sends_nothing_holds_up_no_links_but_its_own(path, tmp_path,
         add(path, (f"{there}/a.json", "NDX", "gex_zero"))
         one = HistoryImporter(HistoryQueue(path), tmp_path, ("127.0.0.1", "localhost"), 1 << 30)
         one.start()
-        eventually(lambda: one.stats()["completed"] == 2)
+        eventually(lambda: one.stats() == {"completed": 2, "failed": 0, "current": [1]})
         assert [asked.split("?")[0] for asked, _ in web.seen] == ["/held"], "one at a time of the slow host"
         assert [asked for asked, _ in quick.seen] == ["/a.json"] * 2, "the folder of T0 has a download"
-        assert one.stats() == {"completed": 2, "failed": 0, "current": [1]}
         assert one.stop(10)
     assert {s[0] for s in states(path) if s[1:] == ("completed", 1, None)} == {12, 13}
     assert {s[1] for s in states(path) if s[0] < 12} == {"pending"}

@@ -21,8 +21,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from data_pipeline import __version__
@@ -196,9 +196,9 @@ class Download:
         raise DownloadFailed(f"more than {REDIRECTS} redirects")
 
     def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         problem: Exception = DownloadFailed("no address")
-        for address in _addresses(parts.hostname, port, self.hosts):
+        for address in _addresses(host, port, self.hosts):
             with self._lock:
                 if self._ended:
                     raise DownloadFailed(self._ended)
@@ -210,9 +210,9 @@ class Download:
             plain.settimeout(self.limits.read)
             with self._lock:
                 self._socket = plain
-            connection = http.client.HTTPConnection(parts.hostname, port)
+            connection = http.client.HTTPConnection(host, port)
             try:
-                connection.sock = _tls(plain, parts.hostname) if parts.scheme == "https" else plain
+                connection.sock = _tls(plain, host) if parts.scheme == "https" else plain
             except (OSError, ValueError) as failed:
                 plain.close()
                 problem = failed
@@ -220,7 +220,7 @@ class Download:
             with self._lock:
                 self._socket = connection.sock
             return connection
-        raise DownloadFailed(self._ended or f"cannot connect to {ascii(parts.hostname)}: {_plain(problem)}")
+        raise DownloadFailed(self._ended or f"cannot connect to {ascii(host)}: {_plain(problem)}")
 
     def _receive(self, answer: http.client.HTTPResponse, files: "_Files") -> Fetched:
         if answer.status == 304 and files.whole.exists():
@@ -270,7 +270,7 @@ class _Files:
         if self.about.get("of") != self._of:
             self.about = {}
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         try:
             about = json.loads(self._about.read_bytes())
             return about if isinstance(about, dict) else {}
@@ -331,7 +331,7 @@ class _Files:
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path):
+def _alone(folder: pathlib.Path) -> Iterator[None]:
     """Be the only one of all processes that downloads to this folder; raises DownloadFailed if there is another."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -386,7 +386,7 @@ def _addresses(host: str, port: int, hosts: tuple[str, ...]) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as problem:
         raise DownloadFailed(f"host {ascii(host)} is not known: {_plain(problem)}") from None
-    addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     named = {normal(name) for name in hosts} - set(DEFAULT_HOSTS)
     if normal(host) in named:
         return addresses
@@ -414,7 +414,8 @@ def _tls(plain: socket.socket, host: str) -> ssl.SSLSocket:
 
 
 def _host_header(parts: SplitResult) -> str:
-    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    host = parts.hostname or ""
+    host = host if host.isascii() else host.encode("idna").decode()
     host = f"[{host}]" if ":" in host else host
     return f"{host}:{parts.port}" if parts.port else host
 

@@ -98,7 +98,8 @@ def import_file(
 
     Raises ImportFailed where no record is good or the file is too large,
     LakeNameError for a ticker or endpoint that cannot be a folder,
-    LakeDamaged, OSError.  Interrupted at any point, it leaves whole partitions only, and the same call finishes the job.
+    LakeDamaged, OSError.  Interrupted at any point, it leaves whole partitions only, and the same call finishes the
+    job.
     """
     begun = time.monotonic()
     path, root, ticker = pathlib.Path(path), DataFolder(pathlib.Path(data_dir)).lake, ticker.upper()

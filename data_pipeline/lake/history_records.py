@@ -127,7 +127,8 @@ _OBJECTS = f"""
         CASE WHEN len(past) > 0 THEN spaced(past_json) END AS history_json, false AS exact
     FROM (SELECT *, json_transform(past_json, '["DOUBLE"]') AS past
         FROM (SELECT n, timestamp, e, coalesce({", ".join(f"e -> {name!r}" for name in _PAST)}) AS past_json
-            FROM (SELECT n, seconds(json ->> 'timestamp') AS timestamp, unnest(json_transform(json -> 'strikes', '["JSON"]')) AS e
+            FROM (SELECT n, seconds(json ->> 'timestamp') AS timestamp,
+                    unnest(json_transform(json -> 'strikes', '["JSON"]')) AS e
                 FROM piece WHERE n IN (SELECT n FROM odd))
             WHERE timestamp IS NOT NULL AND json_type(e) = 'OBJECT'))
     WHERE strike IS NOT NULL"""
@@ -148,7 +149,7 @@ class Rows(NamedTuple):
 
 
 def fast(path: pathlib.Path) -> Iterator[Rows]:
-    """The rows as DuckDB reads the file; raises NotTaken, also after some were handed out: then all are to be dropped."""
+    """The rows as DuckDB reads the file; raises NotTaken, also after some were handed out: then drop them all."""
     with open(path, "rb") as file:
         start = b"" if history_slow.is_gzip(path) else file.read(1 << 12).lstrip()[:1]
     shape = {b"[": "array", b"{": "newline_delimited"}.get(start, "auto")

@@ -104,7 +104,7 @@ def _records(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
                 position, skipping = following.end(), False
             if position > BEHIND:
                 buffer, position = buffer[position:], 0
-            position = _BETWEEN.match(buffer, position).end()
+            position = _past_between(buffer, position)
             if not in_array and buffer[position : position + 1] == "[":
                 in_array, position = True, position + 1
                 continue
@@ -116,7 +116,7 @@ def _records(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
                 if end == len(buffer) and not ended:
                     break  # a number may go on in the next block
                 yield from _unwrapped(value, buffer[position:end])
-                position = _BETWEEN.match(buffer, end).end()
+                position = _past_between(buffer, end)
             if in_array and buffer[position : position + 1] == "]":
                 closed = _CLOSED.match(buffer, position)
                 if not closed:
@@ -133,6 +133,11 @@ def _records(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
                 continue
             yield None
             position, skipping = position + 1, True
+
+
+def _past_between(buffer: str, position: int) -> int:
+    found = _BETWEEN.match(buffer, position)
+    return found.end() if found else position
 
 
 def _unwrapped(value: object, text: str) -> Iterator[bytes]:

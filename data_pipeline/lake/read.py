@@ -7,9 +7,11 @@ opens it several times and fails if the file changes in between.
 """
 
 import datetime
+import os
 import pathlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_pipeline import BridgeError, config
 from data_pipeline.lake.layout import KINDS, MILLISECONDS, SECOND, UTC, Partition, partitions
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 # How long to wait for a database that the writer, or another shell, has open.
 WAIT = 30.0
 
+# What a time and a data folder may be given as; see `_scan`.
+Moment = datetime.date | str | float | None
+Folder = str | os.PathLike[str] | None
+
 _KEY = ("ticker", "timestamp", "endpoint")
 
 
@@ -28,17 +34,21 @@ class LiveTablesBusy(BridgeError):
     """Another process held the database for the whole wait."""
 
 
-def scan_snapshots(ticker=None, start=None, end=None, data_dir=None):
+def scan_snapshots(
+    ticker: str | None = None, start: Moment = None, end: Moment = None, data_dir: Folder = None
+) -> "pl.LazyFrame":
     """Every snapshot, as a Polars LazyFrame; see `_scan`."""
     return _scan("snapshots", ticker, start, end, data_dir)
 
 
-def scan_strikes(ticker=None, start=None, end=None, data_dir=None):
+def scan_strikes(
+    ticker: str | None = None, start: Moment = None, end: Moment = None, data_dir: Folder = None
+) -> "pl.LazyFrame":
     """Every strike of every snapshot, as a Polars LazyFrame; see `_scan`."""
     return _scan("strikes", ticker, start, end, data_dir)
 
 
-def _scan(kind: str, ticker, start, end, data_dir):
+def _scan(kind: str, ticker: str | None, start: Moment, end: Moment, data_dir: Folder) -> "pl.LazyFrame":
     """A LazyFrame with the table's columns and `ts` (Datetime, microseconds, UTC), in no fixed order.
 
     ticker: upper-cased; None for all.  start, end: start <= time < end, each a
@@ -55,15 +65,17 @@ def _scan(kind: str, ticker, start, end, data_dir):
 
     if data_dir is None:
         data_dir = config.load().data_dir
-    data_dir = pathlib.Path(data_dir)
+    folder = config.DataFolder(pathlib.Path(data_dir))
     wanted = _Wanted(ticker.upper() if ticker is not None else None, _seconds(start), _seconds(end))
-    types = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64}
-    frame = {name: types[declared.split()[0]] for name, declared in schema.TABLES[KINDS[kind]]}
+    types = {"VARCHAR": pl.String(), "BIGINT": pl.Int64(), "DOUBLE": pl.Float64()}
+    frame: dict[str, pl.DataType] = {name: types[declared.split()[0]] for name, declared in schema.TABLES[KINDS[kind]]}
     frame["ts"] = pl.Datetime("us", "UTC")
 
-    def source(columns, predicate, n_rows, batch_size):
+    def source(
+        columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _: int | None
+    ) -> Iterator[pl.DataFrame]:
         columns = list(frame) if columns is None else columns
-        for part in _parts(kind, wanted, data_dir, columns, predicate):
+        for part in _parts(kind, wanted, folder, columns, predicate):
             if predicate is not None:
                 part = part.filter(predicate)
             part = part.select(columns)
@@ -77,13 +89,14 @@ def _scan(kind: str, ticker, start, end, data_dir):
     return register_io_source(source, schema=frame)
 
 
-class _Wanted:
+class _Wanted(NamedTuple):
     """Which rows were asked for: a ticker or None, and seconds [start, end) or None."""
 
-    def __init__(self, ticker, start, end):
-        self.ticker, self.start, self.end = ticker, start, end
+    ticker: str | None
+    start: float | None
+    end: float | None
 
-    def sql(self) -> tuple[str, list]:
+    def sql(self) -> tuple[str, list[str | float | None]]:
         """The same as an SQL condition over a live table, with its parameters."""
         second = SECOND.replace("//", "/")  # as exact as what was asked for
         terms = [("ticker = ?", self.ticker), (f"{second} >= ?", self.start), (f"{second} < ?", self.end)]
@@ -102,7 +115,9 @@ def _second(of: "pl.Expr") -> "pl.Expr":
     return pl.when(of.is_between(-MILLISECONDS, MILLISECONDS)).then(of).otherwise(of // 1000)
 
 
-def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicate):
+def _parts(
+    kind: str, wanted: _Wanted, folder: config.DataFolder, columns: list[str], predicate: "pl.Expr | None"
+) -> "Iterator[pl.LazyFrame]":
     """LazyFrames: the live rows, then the rows of each file that no live row stands for."""
     import polars as pl
 
@@ -111,12 +126,12 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
     # First the live rows, then the list of files: a day that is archived
     # meanwhile is in the lake before it leaves the tables, so it is seen once
     # or twice, and twice is sorted out here.
-    live = _live(kind, wanted, config.DataFolder(data_dir).database, needed)
+    live = _live(kind, wanted, folder.database, needed)
     keys = None
     if live is not None:
         keys = live.select("ticker", "endpoint", second=_second(pl.col("timestamp"))).unique()
         yield live.lazy()
-    for partition, path in list(partitions(config.DataFolder(data_dir).lake, kind, wanted.ticker)):
+    for partition, path in list(partitions(folder.lake, kind, wanted.ticker)):
         if not wanted.touches(partition):
             continue
         with open(path, "rb") as file:
@@ -133,12 +148,12 @@ def _parts(kind: str, wanted: _Wanted, data_dir: pathlib.Path, columns, predicat
                     pl.col("second").is_between(first, end, closed="left"),
                 )
                 if same.height:
-                    here = ["ticker", "endpoint", _second(pl.col("timestamp"))]
+                    here = [pl.col("ticker"), pl.col("endpoint"), _second(pl.col("timestamp"))]
                     part = part.join(same.lazy(), left_on=here, right_on=["ticker", "endpoint", "second"], how="anti")
             yield part
 
 
-def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]):
+def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]) -> "pl.DataFrame | None":
     """The live rows as a DataFrame with `ts`, by one short read-only session; None where there are none."""
     import duckdb
     import polars as pl
@@ -151,7 +166,7 @@ def _live(kind: str, wanted: _Wanted, path: pathlib.Path, needed: set[str]):
     while True:
         try:
             with duckdb.connect(str(path), read_only=True) as con:
-                found = con.sql(
+                found: pl.DataFrame = con.sql(
                     f"SELECT {', '.join(columns)} FROM {KINDS[kind]} WHERE {condition}", params=parameters
                 ).pl()
             break
@@ -175,7 +190,7 @@ def _micros(seconds: float) -> int:
     return int(max(min(seconds * 1_000_000, 2**62), -(2**62)))
 
 
-def _seconds(moment) -> float | int | None:
+def _seconds(moment: Moment) -> float | None:
     """A moment as Unix seconds; raises ValueError for text that is no ISO time."""
     if moment is None or isinstance(moment, (int, float)):
         return moment

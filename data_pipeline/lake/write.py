@@ -81,6 +81,8 @@ class _Old:
             raise LakeDamaged(f"{path} is damaged ({problem}); move it away and try again") from problem
 
     def between(self, start: int, end: int, columns: list[str]) -> pa.Table:
+        if self._data is None:
+            return self._schema.empty_table().select(columns)
         at = dataset.field("timestamp")
         late = at > layout.MILLISECONDS
         inside = ~late & (at >= start) & (at < end) | late & (at >= start * 1000) & (at < end * 1000)
@@ -89,14 +91,9 @@ class _Old:
         except (pa.ArrowInvalid, OSError) as problem:
             raise LakeDamaged(f"{self.path} is damaged ({problem}); move it away and try again") from problem
 
-    def times(self, start: int, end: int) -> pa.Table | None:
-        return self.between(start, end, ["timestamp", "strikes_count"]) if self._data else None
-
     def with_fresh(self, fresh: pa.Table, start: int, end: int) -> pa.Table:
         """The new rows after the old ones that no new row stands for."""
         fresh = fresh.select(self._schema.names).cast(self._schema)
-        if self._data is None:
-            return fresh
         kept = self.between(start, end, self._schema.names)
         gone = pc.is_in(_second(kept["timestamp"]), pc.unique(_second(fresh["timestamp"])))
         return pa.concat_tables([kept.filter(pc.invert(gone)), fresh])
@@ -105,10 +102,9 @@ class _Old:
 def spans(partition: Partition, times: pa.Table, old: _Old | None = None) -> list[tuple[int, int]]:
     """The day cut into spans of seconds, [from, to), of about ROWS_AT_ONCE strikes each."""
     first, end = partition.bounds
-    known = old.times(first, end) if old else None
     times = times.select(["timestamp", "strikes_count"])
-    if known is not None:
-        times = pa.concat_tables([times, known.cast(times.schema)])
+    if old:
+        times = pa.concat_tables([times, old.between(first, end, times.column_names).cast(times.schema)])
     times = times.set_column(0, "timestamp", _second(times["timestamp"])).sort_by("timestamp")
     strikes = pc.max_element_wise(times["strikes_count"].fill_null(1), 1)
     piece = pc.divide(pc.cumulative_sum(strikes), ROWS_AT_ONCE)
@@ -117,7 +113,7 @@ def spans(partition: Partition, times: pa.Table, old: _Old | None = None) -> lis
     return list(zip(edges, edges[1:]))
 
 
-def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress) -> int:
+def _write(path: pathlib.Path, kind: str, pieces: Iterator[pa.Table], progress: Callable[[int], None] | None) -> int:
     """Write each piece, sorted, as a row group, while the next is made; returns the rows."""
     made = arrow_schema(kind)
     plain = [f.name for f in made if pa.types.is_floating(f.type) and f.name != "strike" or f.name.endswith("_json")]

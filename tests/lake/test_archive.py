@@ -31,8 +31,8 @@ def fill(database, tmp_path, days=4, per_day=20, ticker="SPX", strikes=3):
         for d in range(days):
             for chain in day(per_day, start=DAY_START + 86400 * d, strikes=strikes):
                 con.execute(
-                    "INSERT INTO gex_bridge_snapshots VALUES (?, ?, 'gex_zero', 'majors', 'r', ?, NULL, 0.1, 1e300, 'NaN',"
-                    " 1, 2, 3, 4, ?, '{}', '[]', ?, 'u')",
+                    "INSERT INTO gex_bridge_snapshots VALUES (?, ?, 'gex_zero', 'majors', 'r', ?, NULL, 0.1, 1e300,"
+                    " 'NaN', 1, 2, 3, 4, ?, '{}', '[]', ?, 'u')",
                     [ticker, chain["timestamp"], chain["spot"], strikes, json.dumps(chain)],
                 )
                 for s in chain["strikes"]:

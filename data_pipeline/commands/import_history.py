@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
     from data_pipeline.commands.progress import Progress
     from data_pipeline.history.download import named_in
     from data_pipeline.lake import LakeDamaged, LakeNameError
-    from data_pipeline.lake.history_file import ImportFailed, as_json, import_file
+    from data_pipeline.lake.history_file import ImportFailed, import_file
     from data_pipeline.lake.views import refresh
     from data_pipeline.repository.database import first_line
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
             said.append({"file": file.name, "error": str(problem)})
             print(f"gex-bridge: {ascii(file.name)}: {problem}", file=sys.stderr)
         else:
-            said.append({**as_json(result), "trouble": result.trouble})
+            said.append({**result.as_json(), "trouble": result.trouble})
             if not args.json:
                 print(_line(result))
         finally:

@@ -66,6 +66,10 @@ class ImportResult:
     known: bool = False
     seconds: float = 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        """The result as JSON-ready names and values."""
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
+
     @property
     def trouble(self) -> str:
         """One line about bad records and such of another ticker; empty where there are none."""
@@ -318,8 +322,3 @@ def _imported(note: pathlib.Path, root: pathlib.Path, ticker: str, endpoint: str
     except (OSError, ValueError, KeyError):
         return False
     return all(layout.file_of(root, "snapshots", Partition(ticker, endpoint, day)).exists() for day in days)
-
-
-def as_json(result: ImportResult) -> dict[str, Any]:
-    """The result as JSON-ready names and values."""
-    return {**asdict(result), "seconds": round(result.seconds, 3)}

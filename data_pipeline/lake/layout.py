@@ -98,14 +98,14 @@ def partitions(root: pathlib.Path, kind: str, ticker: str | None = None) -> Iter
 
     A folder whose date is none is not of the lake: `date=2025-11-14.bak`, say, where somebody moved a day away.
     """
-    for one in _values(root / kind, "ticker"):
-        if ticker is not None and one.value != ticker:
+    for name, of_ticker in _values(root / kind, "ticker"):
+        if ticker is not None and name != ticker:
             continue
-        for endpoint in _values(one.path, "endpoint"):
-            for date in _values(endpoint.path, "date"):
-                day, file = _day(date.value), date.path / FILE
+        for endpoint, of_endpoint in _values(of_ticker, "endpoint"):
+            for date, folder in _values(of_endpoint, "date"):
+                day, file = _day(date), folder / FILE
                 if day and file.is_file():
-                    yield Partition(one.value, endpoint.value, day), file
+                    yield Partition(name, endpoint, day), file
 
 
 def _day(name: str) -> datetime.date | None:
@@ -117,18 +117,14 @@ def _day(name: str) -> datetime.date | None:
     return day if day.isoformat() == name else None  # not 20251114
 
 
-class _Level(NamedTuple):
-    value: str
-    path: pathlib.Path
-
-
-def _values(folder: pathlib.Path, key: str) -> list[_Level]:
+def _values(folder: pathlib.Path, key: str) -> list[tuple[str, pathlib.Path]]:
+    """The values that folders `key=VALUE` have in their names, sorted, with these folders."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
     start = key + "="
-    return [_Level(unquote(n[len(start) :], errors="replace"), folder / n) for n in names if n.startswith(start)]
+    return [(unquote(n[len(start) :], errors="replace"), folder / n) for n in names if n.startswith(start)]
 
 
 @contextlib.contextmanager
@@ -170,33 +166,29 @@ def scratch(root: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     with _locked(root):
         for folder in root.glob(".import-*"):
-            with _held(folder) as ours:
-                if ours:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError):  # its owner is at work
+                held = _hold(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
         made = root / f".import-{secrets.token_hex(6)}"
         made.mkdir()
-        held = contextlib.ExitStack()
-        held.enter_context(_held(made))
-    with held:
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        held = _hold(made)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(held)
 
 
-@contextlib.contextmanager
-def _held(folder: pathlib.Path) -> Iterator[bool]:
-    """Whether the lock on a folder could be taken; it is held until the end."""
+def _hold(folder: pathlib.Path) -> int:
+    """A descriptor with the lock on a folder, which ends when it is closed; raises BlockingIOError if it is taken."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(fd)
+        raise
+    return fd
 
 
 def publish(root: pathlib.Path, staged: pathlib.Path, target: pathlib.Path) -> None:

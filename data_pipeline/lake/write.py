@@ -5,7 +5,6 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,13 +21,6 @@ SORTED_BY = {"snapshots": ("timestamp",), "strikes": ("timestamp", "strike")}
 ROWS_AT_ONCE = 150_000
 
 
-class Written(NamedTuple):
-    """Rows of the partition after a merge."""
-
-    snapshots: int
-    strikes: int
-
-
 def arrow_schema(kind: str) -> pa.Schema:
     """The columns of the lake's files: the table's, in order, then `ts`."""
     return table_schema(KINDS[kind]).append(pa.field("ts", pa.timestamp("us", tz="UTC")))
@@ -40,7 +32,7 @@ def merge(
     times: pa.Table,
     fresh: Callable[[str, int, int], pa.Table],
     progress: Callable[[int], None] | None = None,
-) -> Written:
+) -> None:
     """Put rows of one partition into the lake; rows of the same key that are there give way to them.
 
     times: `timestamp` and `strikes_count` of each new snapshot.  fresh(kind,
@@ -66,7 +58,6 @@ def merge(
         for kind in ("strikes", "snapshots"):
             if rows[kind]:
                 layout.publish(root, staging / f"{kind}.parquet", old[kind].path)
-    return Written(rows["snapshots"], rows["strikes"])
 
 
 class _Old:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_pipeline.lake import scan_snapshots, scan_strikes, view_statements
-from data_pipeline.lake.archive import ArchiveFailed, archive
+from data_pipeline.lake.archive import archive
 from data_pipeline.lake.history_file import import_file
 from data_pipeline.repository.database import Database
 from tests.helpers.history_files import DAY_START, day
@@ -165,15 +165,22 @@ def test_rows_that_keep_changing_stay_where_they_are(database, tmp_path, monkeyp
     assert ask(database, "SELECT count(*), max(spot) FROM gex_snapshots_all") == [(before[0], before[1] + 3)]
 
 
-def test_sums_that_differ_stop_the_archive_before_a_row_is_deleted(database, tmp_path, monkeypatch):
+def test_strikes_that_only_the_lake_has_stop_the_archive_before_a_row_is_deleted(database, tmp_path, monkeypatch):
     from data_pipeline.lake import archive as module
 
     fill(database, tmp_path, days=1)
-    monkeypatch.setattr(module, "_compare", lambda *args: module.__dict__["_broken"]())
-    monkeypatch.setitem(module.__dict__, "_broken", lambda: (_ for _ in ()).throw(ArchiveFailed("sums differ")))
+    merged = module.merge
+
+    def merge_then_change(*args):
+        merged(*args)
+        ask(database, f"DELETE FROM gex_bridge_strikes WHERE strike = 5700 AND timestamp = {DAY_START}")
+
+    monkeypatch.setattr(module, "merge", merge_then_change)
     result = archive(database, tmp_path, 0, today=TODAY)
-    assert (result.days, result.failed) == ([], ["ticker=SPX/endpoint=gex_zero/date=2025-01-02: sums differ"])
-    assert ask(database, "SELECT count(*) FROM gex_bridge_strikes") == [(60,)]
+    said = "ticker=SPX/endpoint=gex_zero/date=2025-01-02: strikes: 59 rows in the tables and 60 in the lake"
+    assert (result.days, result.failed) == ([], [said])
+    assert ask(database, "SELECT count(*) FROM gex_bridge_strikes") == [(59,)]
+    assert ask(database, "SELECT count(*) FROM gex_bridge_snapshots") == [(20,)]
 
 
 def test_keys_and_names_that_the_lake_cannot_have_stay_and_are_named(database, tmp_path):
@@ -280,11 +287,18 @@ def test_what_stops_a_commit_is_what_is_said(database, tmp_path, monkeypatch):
 
     from data_pipeline.lake import archive as module
 
-    def stopped(con, *_):
-        con.execute("ROLLBACK")
-        raise duckdb.IOException("IO Error: no space left on the device\nand more")
+    class FullDisk:
+        def __init__(self, con):
+            self.con = con
 
-    monkeypatch.setattr(module, "_compare", stopped)
+        def execute(self, sql, *parameters):
+            if sql != "COMMIT":
+                return self.con.execute(sql, *parameters)
+            self.con.execute("ROLLBACK")
+            raise duckdb.IOException("IO Error: no space left on the device\nand more")
+
+    delete = module._delete
+    monkeypatch.setattr(module, "_delete", lambda con, *rest: delete(FullDisk(con), *rest))
     fill(database, tmp_path, days=1)
     result = archive(database, tmp_path, 0, today=TODAY)
     assert result.failed == ["ticker=SPX/endpoint=gex_zero/date=2025-01-02: IO Error: no space left on the device"]

@@ -162,6 +162,9 @@ def _less(table: pa.Table, keys: tuple[str, ...]) -> pa.Array:
     for key in reversed(keys):
         values = pa.concat_arrays(table[key].chunks)
         before, after = values.slice(0, len(values) - 1), values.slice(1)
-        here = pc.less(before, after)
-        less = here if less is None else pc.or_(here, pc.and_(pc.equal(before, after), less))
+        here, same = pc.less(before, after), pc.equal(before, after)
+        if pa.types.is_floating(values.type):  # NaN is a key like any other, sorted behind all numbers
+            odd, next_odd = pc.is_nan(before), pc.is_nan(after)
+            here, same = pc.or_(here, pc.and_not(next_odd, odd)), pc.or_(same, pc.and_(odd, next_odd))
+        less = here if less is None else pc.or_(here, pc.and_(same, less))
     return less

@@ -221,6 +221,11 @@ class Settings:
         "what opens the page and the API where --host is not this machine alone; without it they stay shut",
         secret=True,
     )
+    allowed_origins: tuple[str, ...] = _setting(
+        "*",
+        "",
+        "origins of web pages, such as https://www.gexbot.com, whose POST is taken; others get 403; * is all",
+    )
     min_free_bytes: int = _setting(512 << 20, "bytes", "free space under which GET /ready says 503", low=0)
     max_lag: float = _setting(
         300, "s", "age of the oldest record not yet in the database over which GET /ready says 503", low=0.1

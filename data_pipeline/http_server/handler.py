@@ -183,6 +183,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         try:
             if self.route not in self.ROUTES:
                 raise HTTPError(404, "Endpoint not found")
+            if not self.server.pages.may_send(self.headers.get_all("Origin", [])):
+                raise HTTPError(403, "Origin is not allowed")
             raw, payload = self._body()
             status, answer = getattr(self, self.ROUTES[self.route])(raw, payload)
             self._answer(status, answer)

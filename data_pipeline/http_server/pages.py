@@ -43,6 +43,7 @@ class Pages:
         self._stats = stats
         self._started = time.monotonic()
         self._names = {"localhost", *(name.lower() for name in settings.allowed_hosts)}
+        self._origins = {origin.lower() for origin in settings.allowed_origins}
         self._probed = (-PROBE_INTERVAL, "")  # when, and what was wrong
 
     def may_ask(self, hosts: list[str]) -> bool:
@@ -54,6 +55,10 @@ class Pages:
         IP address, nor with localhost.
         """
         return all(self._is_ours(host) for host in hosts)
+
+    def may_send(self, origins: list[str]) -> bool:
+        """Whether a POST with these Origin headers is taken; what is no web page sends none."""
+        return "*" in self._origins or all(origin.strip().lower() in self._origins for origin in origins)
 
     def _is_ours(self, host: str) -> bool:
         found = _HOST.fullmatch(host.strip())

@@ -99,6 +99,30 @@ def test_get_of_anything_else_is_still_an_unsupported_method(bridge, path):
     assert b"Error code explanation: 501" in body
 
 
+def test_a_post_of_a_web_page_that_is_not_listed_gets_403(tmp_path):
+    origins = "https://www.gexbot.com, http://desk:8080"
+    with RunningBridge(tmp_path / "data", ALLOWED_ORIGINS=origins) as bridge:
+
+        def post(*headers: str) -> bytes:
+            lines = "".join(f"Origin: {origin}\r\n" for origin in headers)
+            return bridge.send(request("/uw", b'{"topic": "x"}', headers=lines))
+
+        for taken in ([], ["https://www.gexbot.com"], ["HTTPS://WWW.GEXBot.com"], ["http://desk:8080"]):
+            assert status_of(post(*taken)) == 200
+        refused = [
+            "https://gexbot.com",
+            "http://www.gexbot.com",
+            "https://www.gexbot.com:8443",
+            "http://desk",
+            "null",
+            "",
+        ]
+        for origin in [*refused, "https://www.gexbot.com.evil.example", "*"]:
+            assert post(origin).startswith(b"HTTP/1.0 403 Origin is not allowed\r\n")
+        assert status_of(post("https://www.gexbot.com", "https://evil.example")) == 403
+        assert status(bridge)["requests"]["/uw"] == {"200": 4, "403": 9}
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 def test_other_methods_do_not_know_the_pages(bridge, method):
     assert status_of(bridge.send(request("/health", b"", method))) == 501

@@ -98,7 +98,7 @@ def test_the_last_word_to_a_stopped_writer_is_said_again(settings):
         while child.stdin.write(b"0\n" * 2048) is not None:
             pass
         number = journal.append(lambda: (b"none of ours", None))
-        eventually(lambda: not process._news.is_set() or process._unloaded)
+        eventually(lambda: not process._news.is_set() or process._unread)
         os.kill(child.pid, signal.SIGCONT)
         eventually(lambda: process.report["loader"]["position"] == number)
     finally:

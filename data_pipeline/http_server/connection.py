@@ -94,7 +94,7 @@ class Connection:
         return self.problem is not None or len(self._buffer) > (self._end or self._head_end)
 
     def receive(self, flags: int = 0) -> bool:
-        """Read once from the socket; True when the request is ready.  Raises OSError (TimeoutError, BlockingIOError)."""
+        """Read once from the socket; True when the request is ready.  Raises OSError."""
         data = self.sock.recv(RECEIVE, flags)
         if self.draining:
             return not data
@@ -106,7 +106,7 @@ class Connection:
         return self.ready
 
     def receive_all(self, until: float, flags: int = 0) -> None:
-        """Read until the request is ready.  Raises TimeoutError where bytes still come after `until`; else as `receive`."""
+        """Read until the request is ready.  Raises TimeoutError where bytes come after `until`; else as `receive`."""
         while not self.receive(flags):
             if time.monotonic() > until:
                 raise TimeoutError

@@ -6,6 +6,8 @@ words, and tickers, which clients choose, are only counted.  Names and units:
 https://prometheus.io/docs/practices/naming/.
 """
 
+from collections.abc import Collection
+
 # name -> (path in the status, kind, help); kind c counts up since the start, g goes up and down.
 _SINGLE = {
     "uptime_seconds": ("uptime_seconds", "g", "time since the server started"),
@@ -27,7 +29,20 @@ _SINGLE = {
     "files_position": ("files position", "g", "number of the last record in the files"),
     "files_views_written": ("files views_written", "c", "files that were replaced"),
     "files_lines_appended": ("files lines_appended", "c", "lines that were appended to files"),
+    "files_lag_records": ("files lag_records", "g", "acknowledged records that are not in the files yet"),
+    "files_lag_seconds": ("files lag_seconds", "g", "age of the oldest record that is not in the files yet"),
+    "depth_position": ("depth position", "g", "number of the last record in the depth files"),
+    "depth_lag_records": ("depth lag_records", "g", "acknowledged records that are not in the depth files yet"),
+    "depth_lag_seconds": ("depth lag_seconds", "g", "age of the oldest record that is not in the depth files yet"),
     "depth_queue_events": ("depth queue", "g", "depth events that wait to be written"),
+    "discord_queued_messages": ("discord queued", "g", "Discord messages that wait to be sent"),
+    "discord_refused": ("discord refused", "g", "1 once Discord refused the token or the channel, else 0"),
+    "poller_failing_jobs": ("poller failing", "g", "polls whose last try failed"),
+    "refresher_failing_jobs": ("refresher failing", "g", "status files whose last refresh failed"),
+    "downloads_waiting": ("downloads waiting", "g", "history downloads that wait"),
+    "downloads_running": ("downloads running", "g", "history downloads that run"),
+    "dashboard_down": ("dashboard down", "g", "1 while the dashboard is held to be down, else 0"),
+    "importer_current_link": ("importer current", "g", "id of the history link that is being imported"),
     "writer_running": ("writer running", "g", "1 while the process runs that writes tables and files, else 0"),
     "writer_restarts": ("writer restarts", "c", "times that process had to be started again"),
     "set_aside_records": ("set_aside", "c", "records that the loader or the files set aside"),
@@ -36,13 +51,15 @@ _SINGLE = {
     "tickers": ("ticker_count", "g", "tickers that payloads came for"),
 }
 
-# name -> (path, kind, label, help): each number below the path with its name as the label.
+# name -> (path, kind, label, help): each number below the path with its name as the label; none that _SINGLE has.
 _LABELLED = {
     "depth_events": ("depth", "c", "outcome", "depth events by what became of them"),
     "discord_events": ("discord", "c", "outcome", "Discord messages by what became of them"),
     "refresher_events": ("refresher", "c", "outcome", "refreshes of the status files by what became of them"),
     "poller_events": ("poller", "c", "outcome", "polls of the GEXBot API by what became of them"),
     "downloads_events": ("downloads", "c", "outcome", "history downloads by what became of them"),
+    "importer_events": ("importer", "c", "outcome", "history links by what became of their import"),
+    "loader_left_out_records": ("loader left_out", "c", "reason", "records or strikes that make no row, by reason"),
     "dashboard_events": ("dashboard", "c", "outcome", "hand-overs to the dashboard by what became of them"),
     "history_queue_links": ("history", "g", "status", "history links in the queue by status"),
 }
@@ -88,7 +105,9 @@ class _Collector:
             if value is not None:
                 yield family[kind](f"gexbridge_{name}", text, value=value)
         for name, (path, kind, label, text) in _LABELLED.items():
-            counts = _numbers(self._find(path), without="queue" if path == "depth" else None)
+            counts = _numbers(
+                self._find(path), without={single.removeprefix(f"{path} ") for single, _, _ in _SINGLE.values()}
+            )
             if counts:
                 made = family[kind](f"gexbridge_{name}", text, labels=[label])
                 for word, value in counts.items():
@@ -126,8 +145,8 @@ def _number(value) -> float | None:
     return float(value) if isinstance(value, (bool, int, float)) else None
 
 
-def _numbers(value, without: str | None = None) -> dict[str, float]:
+def _numbers(value, without: Collection[str] = ()) -> dict[str, float]:
     """The numbers of a dictionary, at most MOST_LABELS; names as text."""
     items = value.items() if isinstance(value, dict) else ()
-    found = {str(k): number for k, v in items if k != without and (number := _number(v)) is not None}
+    found = {str(k): number for k, v in items if k not in without and (number := _number(v)) is not None}
     return dict(list(found.items())[:MOST_LABELS])

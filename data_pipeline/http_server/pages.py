@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from data_pipeline import __version__
 from data_pipeline.http_server import metrics
+from data_pipeline.payloads import times
 
 # path -> method of Pages
 ROUTES = {"/health": "_health", "/ready": "_ready", "/status": "_status", "/metrics": "_metrics"}
@@ -80,7 +81,7 @@ class Pages:
         """Everything there is to know; see README, `/status`."""
         stats = self._stats()
         problems = self.problems(stats)
-        queue = stats["loader"].pop("queue", {})
+        importer, queue = stats.pop("history", {}), stats["loader"].pop("queue", {})
         tickers = self._bridge.store.tickers()
         return {
             "version": __version__,
@@ -89,6 +90,7 @@ class Pages:
             "problems": problems,
             **stats,
             "history": queue,
+            "importer": importer,
             "disk": {"free_bytes": self._free_bytes()},
             "ticker_count": len(tickers),
             "tickers": self._tickers(tickers),
@@ -97,8 +99,8 @@ class Pages:
     def problems(self, stats: dict) -> list[str]:
         """Why the server is not ready, a line each; [] where it is.
 
-        A database that another process has is none as long as what waits is
-        not older than MAX_LAG: that is what the journal is for.
+        A database that another process has is none as long as what waits for
+        the loader, the files or the depth files is not older than MAX_LAG: that is what the journal is for.
         """
         loader, found = stats["loader"], []
         if problem := self._journal_problem():
@@ -109,9 +111,15 @@ class Pages:
             found.append(
                 f"the loader is stuck: records wait and it has tried nothing for {loader['idle_seconds']:.0f} s"
             )
-        if loader["lag_seconds"] > self._settings.max_lag:
-            because = f": {loader['trouble']}" if loader.get("trouble") else ""
-            found.append(f"the loader is {loader['lag_seconds']:.0f} s behind{because}")
+        for name, subject in (
+            ("loader", "the loader is"),
+            ("files", "the files are"),
+            ("depth", "the depth files are"),
+        ):
+            reader = stats[name]
+            if reader["lag_seconds"] > self._settings.max_lag:
+                because = f": {reader['trouble']}" if reader.get("trouble") else ""
+                found.append(f"{subject} {reader['lag_seconds']:.0f} s behind{because}")
         if self._free_bytes() < self._settings.min_free_bytes:
             found.append(f"the disk is nearly full: {self._free_bytes()} bytes are free")
         return found
@@ -152,17 +160,26 @@ class Pages:
         return found.f_bavail * found.f_frsize
 
     def _tickers(self, snapshots: list) -> dict:
-        heard, now = self._bridge.heard, time.monotonic()
-        youngest = heapq.nlargest(MOST_TICKERS, snapshots, key=lambda s: heard.get(s.ticker, 0.0))
-        return {
-            _short(s.ticker): {
+        heard, found = self._bridge.heard, {}
+        for s in heapq.nlargest(MOST_TICKERS, snapshots, key=lambda s: heard.get(s.ticker, 0.0)):
+            age, source = _age(heard.get(s.ticker), s.received_at)
+            found[_short(s.ticker)] = {
                 "kind": s.last_payload_kind,
                 "endpoint": _short(s.last_endpoint),
                 "received_at": _short(s.received_at),
-                "age_seconds": now - heard[s.ticker] if s.ticker in heard else None,
+                "age_seconds": age,
+                "age_since": source,
             }
-            for s in youngest
-        }
+        return found
+
+
+def _age(heard: float | None, received_at: object) -> tuple[float | None, str | None]:
+    """Seconds since a ticker's last payload, and since what: its arrival, or before the last start its own time."""
+    if heard is not None:
+        return time.monotonic() - heard, "arrival"
+    received = times.parse_iso(received_at) if isinstance(received_at, str) else None
+    age = time.time() - received.timestamp() if received else -1.0
+    return (age, "received_at") if age >= 0 else (None, None)
 
 
 def _short(value: object) -> str | None:

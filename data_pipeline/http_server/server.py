@@ -153,7 +153,7 @@ class BridgeServer(socketserver.TCPServer):
                 self.RequestHandlerClass(connection, connection.address, self)
         except Exception:
             log.exception("unforeseen error while answering %s", connection.address[0])
-        # Before it counts as done: a stop waits for what is being worked on, then for what the waiting room still sends.
+        # Before it counts as done: a stop waits for what is worked on, then for what the waiting room still sends.
         if connection.linger():
             self._waiting_room.add(connection)
         else:

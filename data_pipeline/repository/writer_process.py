@@ -1,5 +1,6 @@
 """`WriterProcess`: the process that turns the journal into tables and files, as the server sees it."""
 
+import bisect
 import collections
 import contextlib
 import io
@@ -22,6 +23,7 @@ TELL_INTERVAL = 0.02  # s, between two words to the writer
 DEAF_PAUSE = 0.2  # s, before a word that did not get through is said again
 RESTART_PAUSES = (0.1, 1.0, 5.0, 15.0)  # s, before the writer is started again
 WRITER = "data_pipeline.writer"
+READERS = ("loader", "files", "depth")  # of the journal, each with its own position
 STEADY = 60.0  # s that a writer must have lived for the pauses to begin anew
 
 
@@ -46,8 +48,8 @@ class WriterProcess:
         self._moved = time.monotonic()  # when the loader last showed a sign of life
         self._news = threading.Event()
         self._stopping = threading.Event()
-        # (number, time) of what became durable, as long as it is not in the tables.
-        self._unloaded: collections.deque[tuple[int, float]] = collections.deque(maxlen=100_000)
+        # (number, time) of what became durable, as long as it is not in tables, files and depth files.
+        self._unread: collections.deque[tuple[int, float]] = collections.deque(maxlen=100_000)
         # Guards taking from it: several clients may ask for the counts at once.
         self._counting = threading.Lock()
         self._threads = [
@@ -92,21 +94,22 @@ class WriterProcess:
         return code == 0
 
     def stats(self) -> dict[str, Any]:
-        """The writer's last report, and how far the tables are behind the journal; see README, `/status`."""
-        report = dict(self.report)
-        loader = dict(report.get("loader", {}))
-        position = loader.get("position", 0)
+        """The writer's last report, and how far its readers are behind the journal; see README, `/status`."""
+        report = self.report
+        readers = {name: dict(report.get(name, {})) for name in READERS}
+        positions = [reader.get("position", 0) for reader in readers.values()]
         now = time.monotonic()
         with self._counting:
-            while self._unloaded and self._unloaded[0][0] <= position:
-                self._unloaded.popleft()
-            lag = now - self._unloaded[0][1] if self._unloaded else 0.0
-        loader["lag_records"] = max(0, self.journal.durable - position)
-        loader["lag_seconds"] = lag
+            while self._unread and self._unread[0][0] <= min(positions):
+                self._unread.popleft()
+            for reader, position in zip(readers.values(), positions):
+                oldest = bisect.bisect_right(self._unread, position, key=lambda entry: entry[0])
+                reader["lag_records"] = max(0, self.journal.durable - position)
+                reader["lag_seconds"] = now - self._unread[oldest][1] if oldest < len(self._unread) else 0.0
         # How long records have been waiting without the loader so much as trying.
-        loader["idle_seconds"] = min(lag, now - self._moved)
+        readers["loader"]["idle_seconds"] = min(readers["loader"]["lag_seconds"], now - self._moved)
         running = self._process is not None and self._process.poll() is None
-        return {**report, "loader": loader, "writer": {"running": running, "restarts": self.restarts}}
+        return {**report, **readers, "writer": {"running": running, "restarts": self.restarts}}
 
     def ask_last_link(self) -> int:
         """The highest id of the history queue in the database; for a journal that begins beside an older file.
@@ -169,8 +172,8 @@ class WriterProcess:
             if self._stopping.is_set():
                 return
             durable = self.journal.durable
-            if not self._unloaded or self._unloaded[-1][0] != durable:
-                self._unloaded.append((durable, time.monotonic()))
+            if not self._unread or self._unread[-1][0] != durable:
+                self._unread.append((durable, time.monotonic()))
             if self._send(f"{durable}\n"):
                 time.sleep(TELL_INTERVAL)
             else:

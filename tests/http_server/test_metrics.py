@@ -18,13 +18,16 @@ STATUS = {
         "set_aside": 0,
         "last_session_seconds": 0.05,
         "records": 7,
+        "left_out": {"without_time": 2},
     },
-    "files": {"position": 8, "views_written": 4, "lines_appended": 10},
-    "depth": {"enqueued": 5, "written": 4, "dropped": 0, "retried": 0, "dead_lettered": 0, "queue": 1},
-    "discord": {"sent": 2, "failed": 1},
-    "poller": {"rounds": 3, "last_error": "text"},
-    "downloads": {"started": 1},
-    "dashboard": {"accepted": 0},
+    "files": {"position": 8, "views_written": 4, "lines_appended": 10, "lag_records": 0, "lag_seconds": 0.0},
+    "depth": {"enqueued": 5, "written": 4, "dropped": 0, "retried": 0, "dead_lettered": 0, "queue": 1, "position": 6},
+    "discord": {"queued": 3, "sent": 2, "failed": 1, "refused": 1},
+    "poller": {"rounds": 3, "failing": 1, "last_error": "text"},
+    "refresher": {"done": 3, "failing": 0},
+    "downloads": {"started": 1, "waiting": 4, "running": 2},
+    "dashboard": {"accepted": 0, "down": True},
+    "importer": {"completed": 1, "failed": 0, "current": 5},
     "history": {"pending": 2, "done": 1},
     "ticker_count": 2,
     "tickers": {
@@ -54,13 +57,37 @@ def test_each_number_of_the_status_is_a_metric():
     assert found["gexbridge_build_info", ("2.0.0",)] == 1
     assert found["gexbridge_tickers", ()] == 2
     assert found["gexbridge_last_payload_age_seconds", ()] == 1.5
-    parts = [
+    parts = [STATUS["loader"]["left_out"]] + [
         STATUS[name]
         for name in STATUS
         if name not in ("version", "uptime_seconds", "requests", "tickers", "ticker_count")
     ]
     numbers = sum(isinstance(v, (int, float)) for part in [*parts, *STATUS["requests"].values()] for v in part.values())
     assert len(found) == numbers + len(["version", "uptime", "tickers", "last payload"])
+
+
+def test_what_goes_up_and_down_is_no_counter():
+    text = metrics.render(STATUS).decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)", text, re.M))
+    found = samples(STATUS)
+    for name, value in {
+        "depth_position": 6,
+        "depth_queue_events": 1,
+        "discord_queued_messages": 3,
+        "discord_refused": 1,
+        "poller_failing_jobs": 1,
+        "refresher_failing_jobs": 0,
+        "downloads_waiting": 4,
+        "downloads_running": 2,
+        "dashboard_down": 1,
+        "importer_current_link": 5,
+        "files_lag_records": 0,
+    }.items():
+        assert (kinds[f"gexbridge_{name}"], found[f"gexbridge_{name}", ()]) == ("gauge", value)
+    words = {label for (_, labels) in found for label in labels}
+    assert not words & {"position", "queue", "queued", "refused", "failing", "waiting", "running", "down", "current"}
+    assert found["gexbridge_loader_left_out_records_total", ("without_time",)] == 2
+    assert kinds["gexbridge_loader_left_out_records_total"] == "counter"
 
 
 def test_names_have_the_prefix_help_and_base_units():

@@ -1,12 +1,14 @@
 """What GET serves, asked over real sockets while real things go wrong."""
 
 import contextlib
+import datetime
 import json
 import os
 import re
 import resource
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -207,14 +209,31 @@ def test_the_status_tells_what_came_and_where_it_is(tmp_path):
     assert found["requests"]["/gex"] == {"202": 3, "400": 1} and found["requests"]["/gex_history_url"] == {"202": 1}
     assert found["journal"]["position"] == found["loader"]["position"] == 4
     assert found["journal"]["healthy"] is True and found["journal"]["bytes"] > 0
-    assert (found["loader"]["lag_records"], found["loader"]["lag_seconds"]) == (0, 0.0)
-    assert found["history"] == {"pending": 1} and found["dashboard"]["offered"] == 1
+    for reader in ("loader", "files"):
+        assert (found[reader]["lag_records"], found[reader]["lag_seconds"]) == (0, 0.0)
+    assert {"lag_records", "lag_seconds"} <= found["depth"].keys()
+    assert found["history"] == {"pending": 1} and set(found["importer"]) == {"completed", "failed", "current"}
+    assert found["dashboard"]["offered"] == 1
     assert found["writer"] == {"running": True, "restarts": 0}
     assert found["ticker_count"] == 3 and set(found["tickers"]) == {"SPX", "NDX", "L" * 200}
     spx = found["tickers"]["SPX"]
     assert (spx["kind"], spx["endpoint"], spx["received_at"]) == ("snapshot", "gex_zero", "2025-11-09T15:00:00Z")
-    assert 0 <= spx["age_seconds"] <= found["uptime_seconds"]
+    assert 0 <= spx["age_seconds"] <= found["uptime_seconds"] and spx["age_since"] == "arrival"
     assert found["tickers"]["NDX"]["received_at"] == "x" * 200
+
+
+def test_after_a_restart_an_age_is_that_of_the_payload_s_own_time_where_it_names_one(tmp_path):
+    with RunningBridge(tmp_path / "data") as bridge:
+        assert bridge.post("/gex", gex_payload("spx")) == 202
+        assert bridge.post("/gex", {"ticker": "ndx", "kind": "majors", "data": {}, "received_at": "soon"}) == 202
+        assert bridge.post("/gex", {"ticker": "qqq", "kind": "majors", "data": {}, "received_at": "2999-01-01"}) == 202
+        assert bridge.stop() == 0
+        bridge.start()
+        found = status(bridge)["tickers"]
+    sent = datetime.datetime.fromisoformat(found["SPX"]["received_at"]).timestamp()
+    assert found["SPX"]["age_since"] == "received_at" and abs(time.time() - sent - found["SPX"]["age_seconds"]) < 60
+    for ticker in ("NDX", "QQQ"):
+        assert (found[ticker]["age_seconds"], found[ticker]["age_since"]) == (None, None)
 
 
 def test_the_status_names_no_more_tickers_than_it_should_and_the_youngest(tmp_path):
@@ -286,13 +305,17 @@ def test_a_server_is_not_ready_while_its_writer_is_down_and_is_again_after(tmp_p
 def test_a_loader_that_hangs_or_is_far_behind_makes_the_server_not_ready(tmp_path):
     with RunningBridge(tmp_path / "data", MAX_LAG="0.6") as bridge:
         assert bridge.post("/uw", {"n": 1}) == 200
-        eventually(lambda: status(bridge)["loader"].get("records") == 1)
+        readers = ("loader", "files", "depth")
+        eventually(lambda: (s := status(bridge)) and all(s[reader].get("position") == 1 for reader in readers))
         writer = writer_of(bridge)
         os.kill(writer, signal.SIGSTOP)
         try:
             assert bridge.post("/uw", {"n": 2}) == 200
-            code, reasons = eventually(lambda: (found := ready(bridge))[0] == 503 and found)
+            code, reasons = eventually(lambda: (found := ready(bridge))[1].count("behind") == 3 and found)
             assert re.search(r"the loader is \d+ s behind", reasons)
+            assert re.search(r"the files are \d+ s behind", reasons)
+            assert re.search(r"the depth files are \d+ s behind", reasons)
+            assert "gexbridge_depth_lag_records 1.0" in get(bridge, "/metrics")[2].decode()
             found = status(bridge)["loader"]
             assert found["lag_records"] == 1
             assert 0.6 < found["lag_seconds"] and abs(found["idle_seconds"] - found["lag_seconds"]) < 1

@@ -228,7 +228,7 @@ class Settings:
     )
     min_free_bytes: int = _setting(512 << 20, "bytes", "free space under which GET /ready says 503", low=0)
     max_lag: float = _setting(
-        300, "s", "age of the oldest record not yet in the database over which GET /ready says 503", low=0.1
+        300, "s", "age of the oldest record not yet in database and files over which GET /ready says 503", low=0.1
     )
     log_json: bool = _setting(False, "", "one JSON object a log line", flag=True)
     log_level: str = _setting(

@@ -1,11 +1,13 @@
 """`GEXBridgeRequestHandler`: routes, bodies, answers.  Nothing else speaks HTTP inwards."""
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
 import logging
 import re
+import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
@@ -19,6 +21,9 @@ from data_pipeline.repository.journal import NotDurable
 log = logging.getLogger("webhook")
 
 _HOST = re.compile(r"\Ahttps?://[^/?#]*(?=/)", re.IGNORECASE)
+BIG_BODY = 256 << 10  # bytes
+# A body is parsed without letting another thread run: several big ones at once, good or bad, would hold up everybody.
+_one_big_body = threading.Lock()
 WORTH_PACKING = 1400  # bytes: what fits one packet is sent as it is
 SHOWN_HEADERS = (
     ("Content-Security-Policy", static.POLICY),
@@ -43,6 +48,21 @@ class HTTPError(Exception):
 def status_line_text(message: str) -> str:
     """Text that may stand in a status line: printable latin-1, all else as an escape."""
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), message)
+
+
+def _parsed(raw: bytes) -> object:
+    """The JSON of a body.  Raises HTTPError."""
+    try:
+        payload: object = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise HTTPError(400, "Request body is not UTF-8") from None
+    except RecursionError:
+        raise HTTPError(400, "JSON payload is nested too deeply") from None
+    except ValueError:  # also a number of more digits than Python converts
+        raise HTTPError(400, "Invalid JSON payload") from None
+    if is_too_deep(raw):
+        raise HTTPError(400, "JSON payload is nested too deeply")
+    return payload
 
 
 def _static_answer(path: str, known: str) -> tuple[api.Answer, bytes | None]:
@@ -212,16 +232,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw:
             raise HTTPError(400, "Empty request body")
-        try:
-            payload = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise HTTPError(400, "Request body is not UTF-8") from None
-        except RecursionError:
-            raise HTTPError(400, "JSON payload is nested too deeply") from None
-        except ValueError:  # also a number of more digits than Python converts
-            raise HTTPError(400, "Invalid JSON payload") from None
-        if is_too_deep(raw):
-            raise HTTPError(400, "JSON payload is nested too deeply")
+        with _one_big_body if len(raw) > BIG_BODY else contextlib.nullcontext():
+            payload = _parsed(raw)
         if not isinstance(payload, dict) and not (self.route == "/uw" and self.server.bridge.takes_frames(payload)):
             raise HTTPError(400, "Payload must be a JSON object")
         if log.isEnabledFor(logging.DEBUG):

@@ -1,5 +1,6 @@
 """The whole server from outside: start, limits, many clients at once, payloads that break things."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pytest
 
 from data_pipeline import config
-from data_pipeline.http_server import connection, server
+from data_pipeline.http_server import connection, handler, server
 from data_pipeline.http_server.connection import Limits
 from data_pipeline.http_server.pages import Pages
 from tests.helpers.support import (
@@ -295,6 +297,31 @@ def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch)
         listening.stop(PATIENCE)
         for client in clients:
             client.close()
+
+
+@contextlib.contextmanager
+def served(tmp_path, workers: int = 2, **more):
+    """A server of this process, without what is behind it."""
+    pages = Pages(config.load(root=tmp_path, environ={}), None, None, dict)
+    listening = server.BridgeServer(("127.0.0.1", 0), None, pages, workers, 100, Limits(**more))
+    listening.start()
+    try:
+        yield listening
+    finally:
+        listening.stop(PATIENCE)
+
+
+def test_big_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_them(tmp_path):
+    big = request("/uw", b"[" + b"1," * handler.BIG_BODY)
+    small = request("/uw", b"[1,")
+    with served(tmp_path, workers=4) as listening, ThreadPoolExecutor(2) as clients:
+        with handler._one_big_body:  # as while another is parsed
+            waiting = [clients.submit(raw_exchange, listening.port, big) for _ in range(2)]
+            eventually(lambda: listening._busy == 2)
+            assert b" 400 Invalid JSON payload\r\n" in raw_exchange(listening.port, small)
+            assert not any(each.done() for each in waiting)
+        for each in waiting:
+            assert b" 400 Invalid JSON payload\r\n" in each.result()
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["prompt requests", "late requests"])

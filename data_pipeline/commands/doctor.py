@@ -337,7 +337,7 @@ def _clock(settings: config.Settings, replies: "list[Reply]") -> list[Line]:
         return [Line("FAIL", "clock", f"shows {now:%Y-%m-%d %H:%M:%S} UTC, before the time of {latest.name}", todo)]
     for reply in replies:
         try:
-            skew = (now - parsedate_to_datetime(reply.headers.get("Date"))).total_seconds()
+            skew = (now - parsedate_to_datetime(reply.headers.get("Date") or "")).total_seconds()
         except (TypeError, ValueError):
             continue
         if abs(skew) > SKEW:

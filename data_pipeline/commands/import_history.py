@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
     if args.background:
         _stand_back()
     import duckdb
-    import pyarrow  # type: ignore[import-untyped]  # it has no types
+    import pyarrow
 
     # Gives pages back less eagerly: a tenth less CPU.
     with contextlib.suppress(NotImplementedError):  # of the platform

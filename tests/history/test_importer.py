@@ -16,6 +16,7 @@ from data_pipeline.lake import scan_snapshots, scan_strikes
 from data_pipeline.repository.database import Database
 from tests.helpers.history_files import DAY_START, day
 from tests.helpers.support import eventually
+from tests.helpers.web import Web
 
 
 @pytest.fixture

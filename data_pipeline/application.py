@@ -132,6 +132,7 @@ class Application:
         """What every part counts; see README, `/status`."""
         return {
             "requests": self.server.counts(),
+            "server": self.server.stats(),
             **self.repository.stats(),
             "discord": self.discord.stats(),
             "poller": self.poller.stats(),

@@ -135,6 +135,8 @@ class Connection:
         """
         if self.silent:
             return False
+        # Without this a 413 or 503 sent before the body has come is lost to the client: closing at once resets the
+        # connection, and curl or a browser says "connection reset" instead of the status.
         if self.unsent:
             self.deadline = time.monotonic() + SEND_TIME
             del self._buffer[: self._end or self._head_end]  # and `has_unread` stays as it is
@@ -192,6 +194,8 @@ class Connection:
         """Whether the head is whole; a first line that can have no head behind it is ready as it is."""
         buffer = self._buffer
         if not self._searched:
+            # Without this test whoever sends no HTTP (TLS to this port, HTTP/0.9, a first line without end) would wait
+            # HEAD_TIMEOUT for an answer the standard library gives at once.
             line_end = buffer.find(b"\n", 0, LINE_LIMIT + 1)
             no_request = (
                 not buffer[:1].isalpha() or len(buffer) > LINE_LIMIT

@@ -45,6 +45,7 @@ _SINGLE = {
     "importer_current_link": ("importer current", "g", "id of the history link that is being imported"),
     "writer_running": ("writer running", "g", "1 while the process runs that writes tables and files, else 0"),
     "writer_restarts": ("writer restarts", "c", "times that process had to be started again"),
+    "restarted_threads": ("server restarted_threads", "c", "threads that answer requests and had to be started again"),
     "set_aside_records": ("set_aside", "c", "records that the loader or the files set aside"),
     "disk_free_bytes": ("disk free_bytes", "g", "free space where the data folder is"),
     "ready": ("ready", "g", "1 while GET /ready says 200, else 0"),

@@ -107,6 +107,8 @@ class Pages:
             found.append(f"the journal cannot be written: {problem}")
         if not stats["writer"]["running"]:
             found.append("the process that writes tables and files is down; it is being started again")
+        if missing := stats["server"]["missing_threads"]:
+            found.append(f"threads have ended and are being started again: {', '.join(missing)}")
         if loader["idle_seconds"] > IDLE:
             found.append(
                 f"the loader is stuck: records wait and it has tried nothing for {loader['idle_seconds']:.0f} s"

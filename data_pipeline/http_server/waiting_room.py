@@ -19,8 +19,8 @@ SWEEP = 0.25  # s between two looks at the deadlines
 class WaitingRoom:
     """Where connections wait that have not sent or not taken everything yet: one thread for all of them.
 
-    on_ready is called, from that thread, with each connection whose request
-    is ready; it must not block.  Over `most` connections the oldest is
+    That thread calls `run`, which calls on_ready with each connection whose
+    request is ready; it must not block.  Over `most` connections the oldest is
     refused, or closed if its answer is on the way.  Those that are only
     drained are none of them, or each one refused would push out the next;
     over MOST_DRAINING the oldest is closed.  Over MOST_RECEIVED bytes of
@@ -45,7 +45,7 @@ class WaitingRoom:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="WaitingRoom", daemon=True)
+        self._ended = threading.Event()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._draining)
@@ -54,9 +54,6 @@ class WaitingRoom:
     def sending(self) -> int:
         """How many have yet to take their answer."""
         return sum(1 for held in list(self._waiting.values()) if held)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def add(self, connection: Connection) -> None:
         """Let it wait here; after `stop` it is closed."""
@@ -67,14 +64,13 @@ class WaitingRoom:
         connection.sock.close()
 
     def stop(self, timeout: float) -> bool:
-        """Send what is being sent, for at most so many seconds, and close all; True if the thread has ended."""
+        """Send what is being sent, for at most so many seconds, and close all; True if `run` has ended."""
         self._until = time.monotonic() + timeout
         self._closing = True
         with self._lock:
             if not self._closed:
                 self._wake()
-        self._thread.join(timeout + 2 * SWEEP)
-        return not self._thread.is_alive()
+        return self._ended.wait(timeout + 2 * SWEEP)
 
     def _wake(self) -> None:
         try:
@@ -82,7 +78,8 @@ class WaitingRoom:
         except BlockingIOError:
             pass  # it is being woken already
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Serve them until `stop`; for one thread.  Should it raise, it can be called again: all still wait."""
         sweep = 0.0
         while self._goes_on():
             events = self._selector.select(SWEEP if len(self) else None)
@@ -103,6 +100,7 @@ class WaitingRoom:
         for connection in [*self._waiting, *self._draining, *self._arrivals]:
             connection.sock.close()
         self._selector.close()
+        self._ended.set()
 
     def _goes_on(self) -> bool:
         if not self._closing:

@@ -270,7 +270,7 @@ class Waiting:
     def __init__(self, most=100):
         self.ready: list[Connection] = []
         self.waiting_room = WaitingRoom(most, self.ready.append)
-        self.waiting_room.start()
+        threading.Thread(target=self.waiting_room.run, daemon=True).start()
         self.clients: list[socket.socket] = []
         self.connections: list[Connection] = []
 

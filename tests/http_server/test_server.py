@@ -1,10 +1,12 @@
 """The whole server from outside: start, limits, many clients at once, payloads that break things."""
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
 import pathlib
+import resource
 import select
 import signal
 import socket
@@ -19,7 +21,7 @@ import duckdb
 import pytest
 
 from data_pipeline import config
-from data_pipeline.http_server import connection, handler, server
+from data_pipeline.http_server import connection, handler, kept_threads, server
 from data_pipeline.http_server.connection import Limits
 from data_pipeline.http_server.pages import Pages
 from tests.helpers.support import (
@@ -300,7 +302,7 @@ def test_who_drips_without_a_pause_holds_no_worker_either(tmp_path, monkeypatch)
 
 
 @contextlib.contextmanager
-def served(tmp_path, workers: int = 2, **more):
+def served(tmp_path, workers: int = 2, patience: float = PATIENCE, **more):
     """A server of this process, without what is behind it."""
     pages = Pages(config.load(root=tmp_path, environ={}), None, None, dict)
     listening = server.BridgeServer(("127.0.0.1", 0), None, pages, workers, 100, Limits(**more))
@@ -308,7 +310,7 @@ def served(tmp_path, workers: int = 2, **more):
     try:
         yield listening
     finally:
-        listening.stop(PATIENCE)
+        listening.stop(patience)
 
 
 def test_big_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_them(tmp_path):
@@ -322,6 +324,76 @@ def test_big_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_them
             assert not any(each.done() for each in waiting)
         for each in waiting:
             assert b" 400 Invalid JSON payload\r\n" in each.result()
+
+
+# What the thread had in its hands as it ended is lost, a socket say.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["Worker-1", "SlowWorker-1", "WaitingRoom"])
+def test_a_thread_that_ends_is_named_missed_and_started_again(tmp_path, caplog, monkeypatch, name):
+    monkeypatch.setattr(kept_threads, "LOOK_EVERY", 0.3)
+    with served(tmp_path, workers=1, patience=0.1) as listening:
+        thread = listening._threads._threads[name]
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+        def missed():
+            """Nothing ends in a system call: a request wakes the thread."""
+            with socket.create_connection(("127.0.0.1", listening.port)) as client:
+                client.sendall(b"GET /health HTTP/1.1\r\n")
+                if name != "Worker-1":
+                    time.sleep(2 * server.PROMPT)  # until it waits in the waiting room
+                client.sendall(b"\r\n")
+                return listening.stats()["missing_threads"] or listening.stats()["restarted_threads"]
+
+        eventually(missed)
+        eventually(lambda: listening.stats() == {"missing_threads": [], "restarted_threads": 1})
+        assert f"the thread {name} failed" in caplog.text
+        assert f"the thread {name} had ended and is started again" in caplog.text
+        assert status_of(raw_exchange(listening.port, b"GET /health HTTP/1.1\r\n\r\n")) == 200
+
+
+def test_whole_requests_that_wait_for_a_slow_worker_at_a_stop_are_cut_off(tmp_path, caplog):
+    with handler._one_big_body, served(tmp_path, workers=1, patience=0.1) as listening:
+        body = b"[" + b"1," * handler.BIG_BODY
+        clients = [socket.create_connection(("127.0.0.1", listening.port)) for _ in range(server.SLOW_WORKERS + 3)]
+        for client in clients:
+            client.sendall(request("/uw", body)[:-1])
+        eventually(lambda: len(listening._waiting_room) == len(clients))
+        for client in clients:
+            client.sendall(b",")
+        eventually(lambda: listening._busy == len(clients))
+    for client in clients:
+        client.close()
+    assert f"{server.SLOW_WORKERS + 3} requests were cut off" in caplog.text
+
+
+def test_without_descriptors_fewer_connections_are_held_and_one_line_says_why(tmp_path):
+    limited = ("prlimit", "--nofile=400:400")
+    bridge = RunningBridge(tmp_path / "data", MAX_CONNECTIONS="1000")
+    bridge.wrapper = limited
+    with bridge:
+        idle = [socket.create_connection(("127.0.0.1", bridge.port)) for _ in range(180)]
+        assert bridge.post("/uw", {"n": 1}) == 200
+        for client in idle:
+            client.close()
+    room = 400 - 32 - server.SLOW_WORKERS - 100 - server.OTHER_FILES
+    assert bridge.log.count("MAX_CONNECTIONS is") == 1
+    assert f"MAX_CONNECTIONS is {room} instead of 1000: there are only 400 descriptors" in bridge.log
+    assert "cannot accept" not in bridge.log
+
+
+def test_that_nothing_can_be_accepted_is_said_once_a_minute(tmp_path):
+    with RunningBridge(tmp_path / "data") as bridge:
+        assert bridge.post("/uw", {"n": 1}) == 200
+        before = resource.prlimit(bridge.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(bridge.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        with socket.create_connection(("127.0.0.1", bridge.port)) as client:
+            eventually(lambda: "cannot accept: [Errno 24]" in bridge.log)
+            time.sleep(0.5)  # every worker has tried several times
+            resource.prlimit(bridge.process.pid, resource.RLIMIT_NOFILE, before)
+            client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            client.settimeout(PATIENCE)
+            assert status_of(client.recv(4096)) == 200
+    assert bridge.log.count("cannot accept") == 1
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["prompt requests", "late requests"])

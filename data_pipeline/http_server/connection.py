@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.http_server.body import CODINGS, BadBody, Chunks
 
@@ -55,7 +56,7 @@ class Connection:
     nothing is to be said to it.  Used by one thread at a time.
     """
 
-    def __init__(self, sock: socket.socket, address: tuple, limits: Limits):
+    def __init__(self, sock: socket.socket, address: tuple[Any, ...], limits: Limits):
         self.sock = sock
         self.address = address
         self.limits = limits
@@ -87,6 +88,11 @@ class Connection:
     def size(self) -> int:
         """Bytes of memory that its request takes up."""
         return len(self._buffer) + (len(self._chunks.body) if self._chunks else 0)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that its answer takes up, as long as some of it is unsent."""
+        return memoryview(self.unsent.obj).nbytes
 
     @property
     def has_unread(self) -> bool:

@@ -10,6 +10,7 @@ import re
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.http_server import api, pages, static
 from data_pipeline.http_server.body import BadBody, unpack
@@ -17,6 +18,9 @@ from data_pipeline.http_server.connection import Connection
 from data_pipeline.payloads.nesting import is_too_deep
 from data_pipeline.payloads.validation import ValidationError
 from data_pipeline.repository.journal import NotDurable
+
+if TYPE_CHECKING:
+    from data_pipeline.http_server.server import BridgeServer
 
 log = logging.getLogger("webhook")
 
@@ -91,6 +95,8 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
     ROUTES = {"/gex": "_gex", "/gex_history_url": "_gex_history_url", "/uw": "_uw"}
 
     request: Connection
+    server: "BridgeServer"
+    wfile: io.BytesIO
 
     def setup(self) -> None:
         self.connection = self.request.sock
@@ -128,7 +134,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         if problem and problem.in_head:
             self.requestline = self.rfile.readline(200).decode("latin-1").rstrip("\r\n")
             self.request_version = self.protocol_version
-            self.command = None
+            self.command = ""
             self.send_error(problem.status, problem.message)
         else:
             self.handle_one_request()
@@ -184,7 +190,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         if refusal := self.server.access.refusal(query, cookies, authorization):
             raise HTTPError(403, refusal)
         known = self.headers.get("If-None-Match") or ""
-        if path.startswith(api.PREFIX):
+        if path.startswith(api.PREFIX) and self.server.api is not None:
             answer = self.server.api.get(path, query, known)
             packed = gzip.compress(answer.body, 1) if len(answer.body) > WORTH_PACKING else None
         else:
@@ -211,17 +217,17 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
         except Exception as problem:
             self._fail(problem)
 
-    def _gex(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+    def _gex(self, raw: bytes, payload: Any) -> tuple[int, dict[str, Any]]:
         return 202, self.server.bridge.gex(raw, payload)
 
-    def _gex_history_url(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+    def _gex_history_url(self, raw: bytes, payload: Any) -> tuple[int, dict[str, Any]]:
         return 202, self.server.bridge.history_link(payload)
 
-    def _uw(self, raw: bytes, payload: dict) -> tuple[int, dict]:
+    def _uw(self, raw: bytes, payload: Any) -> tuple[int, dict[str, Any]]:
         agent = self.headers.get("User-Agent") or ""
         return 200, self.server.bridge.universal(raw, payload, self.client_address[0], agent)
 
-    def _body(self) -> tuple[bytes, dict]:
+    def _body(self) -> tuple[bytes, Any]:
         """The request body, as bytes and as the object it is.  Raises HTTPError."""
         if self.request.problem:
             raise HTTPError(self.request.problem.status, self.request.problem.message)
@@ -240,7 +246,7 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             log.debug("payload of %s: %s", self.route, raw.decode("utf-8"))
         return raw, payload
 
-    def _answer(self, status: int, answer: dict) -> None:
+    def _answer(self, status: int, answer: dict[str, Any]) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Access-Control-Allow-Origin", "*")
@@ -259,22 +265,22 @@ class GEXBridgeRequestHandler(BaseHTTPRequestHandler):
             log.exception("unforeseen error in %s", self.route)
             self.send_error(500, str(problem))
 
-    def send_error(self, code, message=None, explain=None) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         super().send_error(code, None if message is None else status_line_text(message), explain)
 
-    def date_time_string(self, timestamp=None) -> str:
+    def date_time_string(self, timestamp: float | None = None) -> str:
         return self.server.date_header() if timestamp is None else super().date_time_string(timestamp)
 
-    def send_response(self, code, message=None) -> None:
+    def send_response(self, code: int, message: str | None = None) -> None:
         self.status = int(code)
         super().send_response(code, message)
 
-    def log_request(self, code="-", size="-") -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         # Those who look after the server ask every few seconds.
         level = logging.DEBUG if self.command == "GET" and self.status in (200, 304) else logging.INFO
         self._log_later(level, f'"{_TOKEN.sub("...", self.requestline)}" {self.status} {size}')
 
-    def log_message(self, format: str, *args) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         self._log_later(logging.INFO, format % args)
 
     def _log_later(self, level: int, text: str) -> None:

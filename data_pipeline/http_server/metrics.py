@@ -6,7 +6,11 @@ words, and tickers, which clients choose, are only counted.  Names and units:
 https://prometheus.io/docs/practices/naming/.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 # name -> (path in the status, kind, help); kind c counts up since the start, g goes up and down.
 _SINGLE = {
@@ -69,7 +73,7 @@ _LABELLED = {
 MOST_LABELS = 50
 
 
-def render(status: dict) -> bytes:
+def render(status: dict[str, Any]) -> bytes:
     """Prometheus text (see CONTENT_TYPE_LATEST of prometheus-client) of a status; what is absent from it is left out.
 
     Raises nothing for a status of another shape: values that are no numbers are left out too.
@@ -89,10 +93,10 @@ def content_type() -> str:
 
 
 class _Collector:
-    def __init__(self, status: dict):
+    def __init__(self, status: dict[str, Any]):
         self._status = status
 
-    def collect(self):
+    def collect(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         family = {"c": CounterMetricFamily, "g": GaugeMetricFamily}
@@ -101,8 +105,7 @@ class _Collector:
             info.add_metric([str(version)], 1)
             yield info
         for name, (path, kind, text) in _SINGLE.items():
-            value = self._find(path)
-            value = _number(value)
+            value = _number(self._find(path))
             if value is not None:
                 yield family[kind](f"gexbridge_{name}", text, value=value)
         for name, (path, kind, label, text) in _LABELLED.items():
@@ -114,39 +117,45 @@ class _Collector:
                 for word, value in counts.items():
                     made.add_metric([word], value)
                 yield made
-        yield from self._requests(CounterMetricFamily)
-        yield from self._last_payload(GaugeMetricFamily)
+        yield from self._requests()
+        yield from self._last_payload()
 
-    def _requests(self, counter):
+    def _requests(self) -> "Iterator[Metric]":
+        from prometheus_client.core import CounterMetricFamily
+
         requests = self._status.get("requests")
         if isinstance(requests, dict):
-            made = counter("gexbridge_requests", "answers by endpoint and status", labels=["endpoint", "status"])
+            made = CounterMetricFamily(
+                "gexbridge_requests", "answers by endpoint and status", labels=["endpoint", "status"]
+            )
             for endpoint, answers in list(requests.items())[:MOST_LABELS]:
                 for code, value in _numbers(answers).items():
                     made.add_metric([str(endpoint), code], value)
             yield made
 
-    def _last_payload(self, gauge):
+    def _last_payload(self) -> "Iterator[Metric]":
         """Not one a ticker, whose names clients choose: the youngest tells whether anything comes at all."""
+        from prometheus_client.core import GaugeMetricFamily
+
         tickers = self._status.get("tickers")
         each = tickers.values() if isinstance(tickers, dict) else ()
         ages = [age for t in each if isinstance(t, dict) and (age := _number(t.get("age_seconds"))) is not None]
         if ages:
             name = "gexbridge_last_payload_age_seconds"
-            yield gauge(name, "time since the last payload of any ticker", value=min(ages))
+            yield GaugeMetricFamily(name, "time since the last payload of any ticker", value=min(ages))
 
-    def _find(self, path: str):
-        value = self._status
+    def _find(self, path: str) -> object:
+        value: object = self._status
         for step in path.split():
             value = value.get(step) if isinstance(value, dict) else None
         return value
 
 
-def _number(value) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (bool, int, float)) else None
 
 
-def _numbers(value, without: Collection[str] = ()) -> dict[str, float]:
+def _numbers(value: object, without: Collection[str] = ()) -> dict[str, float]:
     """The numbers of a dictionary, at most MOST_LABELS; names as text."""
     items = value.items() if isinstance(value, dict) else ()
     found = {str(k): number for k, v in items if k not in without and (number := _number(v)) is not None}

@@ -13,10 +13,15 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from data_pipeline import __version__
+from data_pipeline.bridge import Bridge
+from data_pipeline.config import Settings
 from data_pipeline.http_server import metrics
 from data_pipeline.payloads import times
+from data_pipeline.payloads.store import TickerState
+from data_pipeline.repository.repository import Repository
 
 # path -> method of Pages
 ROUTES = {"/health": "_health", "/ready": "_ready", "/status": "_status", "/metrics": "_metrics"}
@@ -37,7 +42,13 @@ class Pages:
     heard; stats: returns what every part counts.
     """
 
-    def __init__(self, settings, repository, bridge, stats: Callable[[], dict]):
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        bridge: Bridge,
+        stats: Callable[[], dict[str, Any]],
+    ):
         self._settings = settings
         self._repository = repository
         self._bridge = bridge
@@ -75,9 +86,10 @@ class Pages:
 
     def get(self, route: str) -> tuple[int, str, bytes]:
         """Status, content type and body of one of ROUTES."""
-        return getattr(self, ROUTES[route])()
+        answer: tuple[int, str, bytes] = getattr(self, ROUTES[route])()
+        return answer
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """Everything there is to know; see README, `/status`."""
         stats = self._stats()
         problems = self.problems(stats)
@@ -96,7 +108,7 @@ class Pages:
             "tickers": self._tickers(tickers),
         }
 
-    def problems(self, stats: dict) -> list[str]:
+    def problems(self, stats: dict[str, Any]) -> list[str]:
         """Why the server is not ready, a line each; [] where it is.
 
         A database that another process has is none as long as what waits for
@@ -142,7 +154,7 @@ class Pages:
         return 200, metrics.content_type(), metrics.render(self.status())
 
     @staticmethod
-    def _json(status: int, answer: dict) -> tuple[int, str, bytes]:
+    def _json(status: int, answer: dict[str, Any]) -> tuple[int, str, bytes]:
         return status, JSON, json.dumps(answer).encode("ascii")
 
     def _journal_problem(self) -> str:
@@ -161,11 +173,11 @@ class Pages:
         found = os.statvfs(self._settings.data_dir)
         return found.f_bavail * found.f_frsize
 
-    def _tickers(self, snapshots: list) -> dict:
+    def _tickers(self, snapshots: list[TickerState]) -> dict[str, Any]:
         heard, found = self._bridge.heard, {}
         for s in heapq.nlargest(MOST_TICKERS, snapshots, key=lambda s: heard.get(s.ticker, 0.0)):
             age, source = _age(heard.get(s.ticker), s.received_at)
-            found[_short(s.ticker)] = {
+            found[s.ticker[:LONGEST_TEXT]] = {
                 "kind": s.last_payload_kind,
                 "endpoint": _short(s.last_endpoint),
                 "received_at": _short(s.received_at),

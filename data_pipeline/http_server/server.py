@@ -182,7 +182,8 @@ class BridgeServer(socketserver.TCPServer):
         """It counts as busy already."""
         try:
             if not connection.silent:
-                self.RequestHandlerClass(connection, connection.address, self)
+                # Where the standard library hands over a socket, the handler has a whole Connection.
+                GEXBridgeRequestHandler(connection, connection.address, self)  # type: ignore[arg-type]
         except Exception:
             log.exception("unforeseen error while answering %s", connection.address[0])
         finally:

@@ -116,7 +116,7 @@ class WaitingRoom:
             self._enter(connection)
 
     def _enter(self, connection: Connection) -> None:
-        held = len(connection.unsent.obj)
+        held = connection.held
         self._room_of(connection)[connection] = held
         self._held += held
         self._received += connection.size

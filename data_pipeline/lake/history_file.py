@@ -147,18 +147,15 @@ def _read(path: pathlib.Path, scratch: pathlib.Path, result: ImportResult, max_b
                 _count(some.records, result)
                 rows.add(some)
                 told("reading", min(rows.size, path.stat().st_size), path.stat().st_size)
-            if result.bad == result.records:
-                if reader is history_records.fast:
-                    continue
-                raise ImportFailed(result.trouble or "no records in the file")
-            told("reading", path.stat().st_size, path.stat().st_size)
-            rows.finish()
-            return rows
+            if result.bad < result.records:
+                told("reading", path.stat().st_size, path.stat().st_size)
+                rows.finish()
+                return rows
         except NotTaken:
-            continue
+            pass
         finally:
             rows.close()
-    raise ImportFailed("no records in the file")
+    raise ImportFailed(result.trouble or "no records in the file")
 
 
 def _count(records: pa.Table, result: ImportResult) -> None:

@@ -42,10 +42,8 @@ def is_gzip(path: pathlib.Path) -> bool:
 def unpacked_more_than(path: pathlib.Path, limit: int) -> bool:
     """Whether a gzip file unpacks to more than `limit` bytes; it is unpacked for that, and kept nowhere."""
     with open(path, "rb") as file:
-        plain, size = _Unzipped(file), 0
-        while size <= limit and (block := plain.read(BLOCK)):
-            size += len(block)
-    return size > limit
+        size = 0
+        return any((size := size + len(block)) > limit for block in _blocks(file))
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:

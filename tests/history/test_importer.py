@@ -38,13 +38,6 @@ def states(path):
     return [(r["id"], r["status"], r["attempts"], r["last_error"]) for r in HistoryQueue(path).rows()]
 
 
-def wait_until(condition, seconds=30):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.02)
-
-
 def importer(path, tmp_path):
     return HistoryImporter(HistoryQueue(path), tmp_path, ("127.0.0.1",), 1 << 30)
 
@@ -160,7 +153,7 @@ def test_the_thread_goes_from_what_it_refuses_to_what_it_fetches_at_once(path, t
     add(path, *[("http://evil.example/", "SPX", "gex_zero")] * 7, (f"{web.url}/a.json", "SPX", "gex_zero"))
     one = importer(path, tmp_path)
     one.start()
-    wait_until(lambda: one.stats()["completed"] == 1)
+    eventually(lambda: one.stats()["completed"] == 1)
     assert one.stop(10) and one.stats()["failed"] == 7
 
 
@@ -202,7 +195,7 @@ def test_the_thread_works_when_woken_and_stops_in_time(path, tmp_path, web, monk
     one.start()
     add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
     one.wake()
-    wait_until(lambda: one.stats()["completed"] == 1)
+    eventually(lambda: one.stats()["completed"] == 1)
     assert one.stop(10)
     assert states(path) == [(1, "completed", 1, None)]
 
@@ -212,7 +205,7 @@ def test_stop_ends_a_download_and_the_job_is_pending_again(path, tmp_path, web):
     add(path, (f"{web.url}/held", "SPX", "gex_zero"))
     one = importer(path, tmp_path)
     one.start()
-    wait_until(lambda: list(tmp_path.rglob("held.part")))
+    eventually(lambda: list(tmp_path.rglob("held.part")))
     assert one.stop(10)
     assert states(path) == [(1, "pending", 1, None)]
 
@@ -222,7 +215,7 @@ def test_stop_ends_an_import_and_the_job_is_pending_again(path, tmp_path, web):
     add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
     one = importer(path, tmp_path)
     one.start()
-    wait_until(lambda: list((tmp_path / "lake").glob(".import-*")))
+    eventually(lambda: list((tmp_path / "lake").glob(".import-*")))
     assert one.stop(10)
     assert states(path) == [(1, "pending", 1, None)]
     assert worked_off(path, tmp_path) == [(1, "completed", 2, None)]
@@ -269,9 +262,9 @@ def test_a_database_that_is_held_costs_nothing_but_time(path, tmp_path, web, mon
         assert holder.stdout.readline() == "open\n"
         one = HistoryImporter(HistoryQueue(path, wait=0.01), tmp_path, ("127.0.0.1",), 1 << 30)
         one.start()
-        wait_until(lambda: "cannot be read" in caplog.text)
+        eventually(lambda: "cannot be read" in caplog.text)
         holder.stdin.close()
-    wait_until(lambda: one.stats()["completed"] == 1)
+    eventually(lambda: one.stats()["completed"] == 1)
     assert one.stop(10)
 
 
@@ -280,9 +273,9 @@ def test_an_import_that_is_killed_is_a_failure_and_the_next_try_is_whole(path, t
     add(path, (f"{web.url}/a.json", "SPX", "gex_zero"))
     one = importer(path, tmp_path)
     one.start()
-    wait_until(lambda: one._child is not None and list((tmp_path / "lake").glob(".import-*")))
+    eventually(lambda: one._child is not None and list((tmp_path / "lake").glob(".import-*")))
     os.kill(one._child.pid, signal.SIGKILL)
-    wait_until(lambda: one.stats()["failed"] == 1)
+    eventually(lambda: one.stats()["failed"] == 1)
     assert one.stop(10)
     assert states(path) == [(1, "failed", 1, "the import ended with code -9")]
     assert HistoryQueue(path).retry(1)

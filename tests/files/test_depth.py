@@ -10,8 +10,8 @@ from data_pipeline.config import DataFolder
 from data_pipeline.files import depth
 from data_pipeline.files.depth import FLUSH_EVENTS, RETRY_PAUSE, DepthEvent, DepthPersistor, depth_event
 from data_pipeline.files.growing import GrowingFiles
-from data_pipeline.payloads.records import Gex, Part
-from data_pipeline.payloads.store import TickerState
+from data_pipeline.payloads.records import Gex
+from data_pipeline.payloads.store import Part, TickerState
 from tests.helpers import strategies
 from tests.helpers.support import PATIENCE, eventually
 

@@ -19,8 +19,8 @@ from data_pipeline.files.views import (
     strikes_csv,
 )
 from data_pipeline.files.writer import FilesWriter
-from data_pipeline.payloads.records import Gex, Part, Webhook
-from data_pipeline.payloads.store import TickerSnapshot, TickerState
+from data_pipeline.payloads.records import Gex, Webhook
+from data_pipeline.payloads.store import Part, TickerSnapshot, TickerState
 from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers import strategies

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.integrations import gexbot
 from data_pipeline.integrations.gexbot import SYMBOLS, GexBotClient, GexBotError, Poller, StatusRefresher, status_pause
+from data_pipeline.payloads import store
 from data_pipeline.payloads.validation import gex_payload
 from data_pipeline.repository.journal import NotDurable
 from tests.helpers.support import eventually
@@ -68,7 +69,7 @@ MAXCHANGE = {
     "fifteen": [7135, 5],
     "thirty": [7135, 6],
 }
-WINDOWS = {name: MAXCHANGE[name] for name in gexbot.WINDOWS}
+WINDOWS = {name: MAXCHANGE[name] for name in store.WINDOWS}
 
 
 def api(request):
@@ -208,8 +209,8 @@ def test_a_chain_without_a_usable_time_has_the_time_of_now(asking, timestamp):
         (MAXCHANGE, WINDOWS),
         ([{**MAXCHANGE, "timestamp": NOW - 1, "one": [0, 1]}, MAXCHANGE], WINDOWS),
         ({"data": [MAXCHANGE]}, WINDOWS),
-        ({"current": [1, 2], "one": None}, {**dict.fromkeys(gexbot.WINDOWS, [0, 0]), "current": [1, 2]}),
-        ({}, dict.fromkeys(gexbot.WINDOWS, [0, 0])),
+        ({"current": [1, 2], "one": None}, {**dict.fromkeys(store.WINDOWS, [0, 0]), "current": [1, 2]}),
+        ({}, dict.fromkeys(store.WINDOWS, [0, 0])),
     ],
 )
 def test_maxchange_of_any_shape_gives_six_windows(asking, reply, windows):

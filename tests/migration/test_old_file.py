@@ -50,7 +50,7 @@ def test_what_is_read_from_sqlite_is_what_was_written(tmp_path_factory, written)
     sql = f"CREATE TABLE gex_bridge_strikes ({', '.join(names)})"
     path = make(folder / "old.db", sql, {"gex_bridge_strikes": written})
     with old_file.open_file(path, folder / "copy") as source:
-        (found, *_) = [*source.rows("gex_bridge_strikes", 100, 1 << 20), []]
+        found = next(source.rows("gex_bridge_strikes", 100, 1 << 20), [])
         read = [dict(zip(names, values)) for _, *values in found]
         table = old_file.as_table("gex_bridge_strikes", found) if found else None
     assert _values(read) == _values(map(_as_read, written))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.payloads.records import Gex, Link, Part, RecordError, Webhook, decode
-from data_pipeline.payloads.store import KINDS, TickerState
+from data_pipeline.payloads.records import Gex, Link, RecordError, Webhook, decode
+from data_pipeline.payloads.store import KINDS, Part, TickerState
 from tests.helpers import strategies
 
 AT = "2025-11-09T15:16:17.123456"

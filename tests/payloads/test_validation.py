@@ -22,7 +22,7 @@ def test_a_good_payload_comes_back_with_its_ticker_in_upper_case():
     assert (whole.endpoint, whole.received_at) == ("gex_zero", "10:00")
 
 
-FIELDS = {
+FIELDS: dict[str, dict[str, list]] = {
     "ticker": {
         "field required": [None],
         "must be a string": [5, [], {}, False],

@@ -107,7 +107,14 @@ class Crashes:
         self.slowest = 0.0
         try:
             shim.library()
-            self.ways = ("random", "server stage", "writer stage", "writer stage at stop", "archive", "archive stage")
+            self.ways: tuple[str, ...] = (
+                "random",
+                "server stage",
+                "writer stage",
+                "writer stage at stop",
+                "archive",
+                "archive stage",
+            )
         except shim.Unable:
             self.ways = ("random", "archive")
 

@@ -143,7 +143,7 @@ class Damaged:
             assert bridge.stop() == 0
         said = bridge.complaints
         assert "Traceback" not in said and "not everything was flushed" not in said, said
-        more = {"uw": ["new"], "gex": [("T0", 1_800_000_000)], "link": []}
+        more: dict[str, list] = {"uw": ["new"], "gex": [("T0", 1_800_000_000)], "link": []}
         check_everything_once(bridge, {kind: items + more[kind] for kind, items in self.acknowledged.items()})
 
     def every_byte(self, stride: int) -> int:

@@ -14,7 +14,7 @@ import time
 
 import duckdb
 
-from data_pipeline.payloads import records
+from data_pipeline.payloads import records, store
 from data_pipeline.payloads.store import TickerState
 from data_pipeline.repository import segments
 from data_pipeline.repository.database import Database
@@ -49,7 +49,7 @@ def run(rounds: int, folder: pathlib.Path) -> str:
 def _gex(number: int) -> bytes:
     ticker = f"T{number % TICKERS}"
     body = json.dumps(gex_payload(ticker, 1_700_000_000 + number // TICKERS, strikes=20)).encode()
-    part = records.Part(body, "data")
+    part = store.Part(body, "data")
     return records.Gex(
         "2025-11-09T15:00:00.5", "gex_zero", TickerState(ticker).merged("snapshot", part, "gex_zero", None)
     ).encode()

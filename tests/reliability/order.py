@@ -121,7 +121,7 @@ def segments_go_last(calls: list[Call]) -> int:
         elif call.name == "unlink" and call.path.endswith(".journal"):
             gone += 1
             for serial in serials[call.path]:
-                assert serial in committed, f"{call.path} went before the database had {serial}"
+                assert serial in committed, f"{call.path} went before the database had {serial!r}"
                 assert any(c.began > committed[serial] and c.ended < call.began for c in checkpoints), (
                     f"{call.path} went before a checkpoint"
                 )

@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 
-from data_pipeline.payloads import records
+from data_pipeline.payloads import records, store
 from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository import indexes, rollback, schema, upserts
 from data_pipeline.repository.database import Database, IndexesRebuilt
@@ -71,9 +71,9 @@ def client(request):
     return do
 
 
-def gex(timestamp: int, spot: float) -> records.Gex:
+def gex(timestamp: int, spot: float) -> records.AnyRecord:
     data = {"timestamp": timestamp, "spot": spot, "strikes": [[strike, spot] for strike in range(5)]}
-    state = TickerSnapshot("SPX").merged("snapshot", records.Part.of(data), "gex_zero", None)
+    state = TickerSnapshot("SPX").merged("snapshot", store.Part.of(data), "gex_zero", None)
     return records.decode(records.Gex("2025-11-09 15:00:00", "gex_zero", state, None).encode())
 
 

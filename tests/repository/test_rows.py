@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.payloads.records import Gex, Link, Part, Webhook
-from data_pipeline.payloads.store import TickerState
+from data_pipeline.payloads.records import Gex, Link, Webhook
+from data_pipeline.payloads.store import Part, TickerState
 from data_pipeline.repository import rows, schema
 from data_pipeline.repository.rows import Rows
 from tests.helpers import strategies

@@ -175,6 +175,8 @@ class Check:
                 )
         except FileNotFoundError:
             return "snapshot.csv: missing"
+        except OSError as problem:
+            return f"snapshot.csv: {problem.strerror}"
         except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
             return f"not as we write it: {type(problem).__name__}"
         return ""
@@ -294,3 +296,5 @@ def _json_problem(path: pathlib.Path) -> str:
         return "" if _is_object(path.read_bytes()) else "not readable"
     except FileNotFoundError:
         return "missing"
+    except OSError as problem:
+        return problem.strerror or str(problem)

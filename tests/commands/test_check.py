@@ -322,6 +322,15 @@ def test_a_repair_that_did_not_help_says_what_is_still_broken(data):
     assert code == 1 and out.endswith("not everything is whole\n") and "repaired" not in out
 
 
+@pytest.mark.parametrize("name", ["snapshot.json", "snapshot.csv"])
+def test_a_folder_in_the_place_of_a_tickers_file_is_named_and_no_repair_helps(data, name):
+    (data / "gex/SPX" / name).unlink()
+    (data / "gex/SPX" / name).mkdir()
+    for flags in ((), ("--repair",)):
+        code, result = check(data, *flags)
+        assert code == 1 and problems(result) == {"gex/SPX": f"{name}: Is a directory"}
+
+
 def test_a_repair_combines_payloads_as_the_bridge_is_set_to(data):
     (data / "raw/gex/latest.json").unlink()
     assert gex_bridge("check", "--repair", "--data-dir", data, VALUES="own")[0] == 0

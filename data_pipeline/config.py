@@ -115,6 +115,11 @@ class DataFolder:
         return self.root / self.DEPTH
 
     @property
+    def dead_letters(self) -> pathlib.Path:
+        """Depth lines that could not be written where they belong."""
+        return self.root / self.DEAD_LETTERS
+
+    @property
     def levels(self) -> pathlib.Path:
         """A folder a ticker and endpoint: numbers and strikes by day of New York."""
         return self.root / self.LEVELS

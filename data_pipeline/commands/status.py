@@ -76,7 +76,7 @@ def _of_files(settings: config.Settings) -> dict[str, Any]:
     latest = None
     with suppress(OSError, ValueError, AttributeError):
         latest = len(json.loads(settings.folder.latest.read_bytes()).keys())
-    aside = folder / "set-aside.jsonl"
+    aside = settings.folder.set_aside
     return {
         "journal": {"position": end, "segments": len(found), "bytes": sum(path.stat().st_size for path in found)},
         "files": {name: _noted(journal.read_notes(folder).get(f"{name}.position"), journal_id) for name in FILES},

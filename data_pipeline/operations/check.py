@@ -22,8 +22,6 @@ from data_pipeline.operations.holders import bridge_running
 from data_pipeline.payloads.store import TickerSnapshot
 from data_pipeline.repository.journal import FolderInUse
 
-SET_ASIDE = "set-aside.jsonl"
-DEAD_LETTERS = "dead-letter.jsonl"
 CSV_HEADER = "strike,gex,volume,open_interest"
 BAD_LINES_NAMED = 5
 DATABASE_WAIT = 10.0  # s for which a database that is in use is tried
@@ -110,15 +108,15 @@ class Check:
         for is_broken, path, text in self._journal.run():
             (self._broken if is_broken else self._note)("journal", path, text)
         self.counts["journal"] = self._journal.counts
-        aside = folder / SET_ASIDE
+        aside = self.folder.set_aside
         if aside.exists() and (count := self._check_lines("journal", aside)):
             self._note("journal", aside, f"{count} records could not be used and are kept here, each with the reason")
 
     # Views and the spot series
 
     def _check_files(self) -> None:
-        for folder in ("raw/gex", "gex"):
-            self._check_temporary("files", self.root / folder)
+        for folder in (self.folder.raw, self.folder.views):
+            self._check_temporary("files", folder)
         spots = self.folder.spot_series
         lines = self._check_lines("files", spots) if spots.exists() else 0
         snapshots = self._check_latest()
@@ -196,7 +194,7 @@ class Check:
         for path in sorted(folder.glob("*/*.jsonl")):
             files += 1
             lines += self._check_lines("depth", path)
-        dead = folder / DEAD_LETTERS
+        dead = self.folder.dead_letters
         if dead.exists() and (count := self._check_lines("depth", dead)):
             self._note("depth", dead, f"{count} events could not be written where they belong and are kept here")
         self.counts["depth"] = {"files": files, "lines": lines}

@@ -82,10 +82,6 @@ def record_head(number: int, payload: bytes) -> bytes:
     return RECORD.pack(MARK, number, len(payload), crc)
 
 
-def encode_record(number: int, payload: bytes) -> bytes:
-    return record_head(number, payload) + payload
-
-
 def segment_path(folder: pathlib.Path, first: int) -> pathlib.Path:
     """Where the segment that begins with record `first` lies."""
     return folder / f"{first:016d}{ENDING}"

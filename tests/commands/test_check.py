@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from data_pipeline.repository import segments
-from tests.helpers.support import RunningBridge, eventually, gex_bridge, gex_payload, read
+from tests.helpers.support import RunningBridge, eventually, gex_bridge, gex_payload, journal_record, read
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_after_kill_9_it_says_what_waits_and_nothing_is_broken(tmp_path):
 def test_a_record_that_was_never_finished_is_only_a_note(data):
     whole = segment(data).stat().st_size
     with open(segment(data), "ab") as file:
-        file.write(segments.encode_record(17, b"{}" * 100)[:-3])
+        file.write(journal_record(17, b"{}" * 100)[:-3])
     code, result = check(data)
     assert code == 0 and "never acknowledged" in notes(result)[f"journal/{segment(data).name}"]
     assert whole < segment(data).stat().st_size
@@ -158,14 +158,14 @@ def test_damaged_headers_are_named_one_copy_as_a_note(data):
 
 def test_a_gap_between_records_is_named(data):
     with open(segment(data), "ab") as file:
-        file.write(segments.encode_record(20, b'{"type":"uw","at":"2025-11-09T15:00:00","client":"c","agent":""}\n{}'))
+        file.write(journal_record(20, b'{"type":"uw","at":"2025-11-09T15:00:00","client":"c","agent":""}\n{}'))
     code, result = check(data)
     assert code == 1 and problems(result)["journal"] == "records 17 to 19 are missing"
 
 
 def test_a_whole_record_that_is_none_of_ours_is_named(data):
     with open(segment(data), "ab") as file:
-        file.write(segments.encode_record(17, b'{"type":"elephant"}\n'))
+        file.write(journal_record(17, b'{"type":"elephant"}\n'))
     assert "record 17 is none of ours" in problems(check(data)[1])["journal"]
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import duckdb
 
+from data_pipeline.repository.segments import record_head
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT / "tests" / "recordings"
 PATIENCE = 30.0  # s, for anything that is awaited; only a broken test needs them
@@ -229,6 +231,11 @@ def read(database: pathlib.Path, query: str, *parameters) -> list[tuple]:
             return None
 
     return eventually(attempt, f"the database can be read: {query}")[0]
+
+
+def journal_record(number: int, payload: bytes) -> bytes:
+    """A record as it stands in a segment."""
+    return record_head(number, payload) + payload
 
 
 def gex_payload(ticker="SPX", timestamp=1762700000, kind="snapshot", strikes=3, endpoint="gex_zero", **data) -> dict:

@@ -13,7 +13,7 @@ from data_pipeline.repository import journal as journal_module
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import FolderInUse, Journal, NotDurable
 from data_pipeline.repository.segments import Reader, Record
-from tests.helpers.support import PATIENCE, ROOT, eventually, files_limited_to
+from tests.helpers.support import PATIENCE, ROOT, eventually, files_limited_to, journal_record
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_what_a_killed_process_wrote_last_is_made_durable_before_it_counts(journ
     path = segments.list_segments(journal.folder)[-1]
     journal.close()
     with open(path, "ab") as file:  # written, and killed before the fsync: no one was told, but the next reader sees it
-        file.write(segments.encode_record(2, b"two"))
+        file.write(journal_record(2, b"two"))
     synced, real = [], os.fdatasync
     again = Journal(journal.folder)
     monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))

@@ -5,7 +5,8 @@ import pytest
 
 from data_pipeline.repository import segments
 from data_pipeline.repository.journal import find_end
-from data_pipeline.repository.segments import Damage, Reader, Record, SegmentHeader, encode_record
+from data_pipeline.repository.segments import Damage, Reader, Record, SegmentHeader
+from tests.helpers.support import journal_record
 
 ID = "0123456789abcdef" * 2
 PAYLOADS = [json.dumps({"n": n, "text": "é" * n}, ensure_ascii=False).encode() for n in range(1, 4)]
@@ -14,7 +15,7 @@ PAYLOADS = [json.dumps({"n": n, "text": "é" * n}, ensure_ascii=False).encode() 
 def segment(folder, first, records, last_link=0):
     """Write a segment as the journal does; records: (number, payload)."""
     path = segments.segment_path(folder, first)
-    path.write_bytes(SegmentHeader(ID, first, last_link).encode() + b"".join(encode_record(*r) for r in records))
+    path.write_bytes(SegmentHeader(ID, first, last_link).encode() + b"".join(journal_record(*r) for r in records))
     return path
 
 

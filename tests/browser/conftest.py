@@ -11,7 +11,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync")  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the browser's driver is a child of this process and runs an event loop in it
 def browser():
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import httpx
@@ -43,7 +44,7 @@ function viaRequest() {
 kind == 'fetch' ? viaFetch() : viaRequest();
 """
 NGINX = """
-daemon off; pid {folder}/pid; error_log {folder}/error.log;
+user root; daemon off; pid {folder}/pid; error_log {folder}/error.log;
 events {{}}
 http {{
   access_log off; client_max_body_size 100m;
@@ -141,7 +142,9 @@ def with_aiohttp(url: str, way: str, body: bytes) -> int:
             async with session.post(url, data=data, headers=headers, expect100=way == "expect") as answer:
                 return answer.status
 
-    return asyncio.run(post())
+    # In a thread of its own: a test of the page may have left its event loop running in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, post()).result(PATIENCE)
 
 
 def node(kind: str):

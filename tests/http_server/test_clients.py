@@ -172,11 +172,12 @@ def payload(way: str, client: str) -> bytes:
     return json.dumps({"topic": "x", "client": client, "filler": "x" * SIZES.get(way, 10)}).encode()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("client", CLIENTS)
+# Node's fetch has no way to send Expect.
+PAIRS = [(client, way) for client in CLIENTS for way in WAYS if (client, way) != ("node fetch", "expect")]
+
+
+@pytest.mark.parametrize(("client", "way"), PAIRS)
 def test_a_real_client_gets_the_answer_to_what_it_sends(bridge, client, way):
-    if (client, way) == ("node fetch", "expect"):
-        pytest.skip("fetch cannot send Expect")
     status = CLIENTS[client](f"http://127.0.0.1:{bridge.port}/uw", way, payload(way, client))
     assert status == (413 if way == "5 MB" else 200)
 

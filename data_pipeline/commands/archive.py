@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-days", type=int, required=True, metavar="N", help="UTC days before today that stay in the live tables"
     )
+    parser.add_argument(
+        "--least-rows", type=int, metavar="N", help="a day with fewer rows waits in the live tables (default: 1000)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, no progress")
     config.add_flags(parser, only=("DATA_DIR",))
 
@@ -34,7 +37,8 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
     try:
         refuse_foreign_file(settings.database)
         with one_line():
-            result = archive(Database(settings.database), settings.data_dir, args.keep_days, progress=progress)
+            database, least = Database(settings.database), args.least_rows
+            result = archive(database, settings.data_dir, args.keep_days, progress=progress, least_rows=least)
     finally:
         progress.close()
     for failed in result.failed:

@@ -22,7 +22,7 @@ from data_pipeline.operations.demo_day import MARKETS, Day, Payload
 HELP = "show the page with a made-up trading day: no key, no network, a folder of its own"
 
 PAST = 2.5 * 3600  # s of the day that are there at once
-PAST_STEP = 15.0  # s between two payloads of the past
+PAST_STEP = 30.0  # s between two payloads of the past
 STARTS_WITHIN = 20.0  # s
 STOPS_WITHIN = 15.0  # s
 

@@ -69,18 +69,20 @@ def archive(
     wait: float = 60.0,
     today: datetime.date | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    least_rows: int | None = None,
 ) -> ArchiveResult:
     """Move the UTC days before `today` - `keep_days` from the live tables to the lake.
 
     keep_days: 0 moves all but today.  wait: seconds for the database each
-    time.  progress: called with ("archiving", rows done, rows to do).  Raises
+    time.  progress: called with ("archiving", rows done, rows to do).  least_rows:
+    a day with fewer waits; by default LEAST_ROWS.  Raises
     DatabaseBusy, OSError; harmless to run again after either.
     """
     begun = time.monotonic()
     root, result = DataFolder(data_dir).lake, ArchiveResult()
     before = (today or datetime.datetime.now(layout.UTC).date()) - datetime.timedelta(days=keep_days)
     with database.session(wait, checkpoint=False) as con:
-        due, whole = _due(con, root, before, result)
+        due, whole = _due(con, root, before, LEAST_ROWS if least_rows is None else least_rows, result)
     for partition in due:
         try:
             _ = partition.folder
@@ -99,7 +101,7 @@ def archive(
 
 
 def _due(
-    con: duckdb.DuckDBPyConnection, root: pathlib.Path, before: datetime.date, result: ArchiveResult
+    con: duckdb.DuckDBPyConnection, root: pathlib.Path, before: datetime.date, least_rows: int, result: ArchiveResult
 ) -> tuple[list[Partition], int]:
     end, _ = Partition("", "", before).bounds
     rows = con.execute(
@@ -118,7 +120,7 @@ def _due(
         (Partition(ticker, endpoint, layout.day_of(day * layout.DAY)), count) for ticker, endpoint, day, count in rows
     ]
     # What a run that was ended has left of a day goes, however little it is.
-    enough = [(day, count) for day, count in days if count >= LEAST_ROWS or _is_there(root, day)]
+    enough = [(day, count) for day, count in days if count >= least_rows or _is_there(root, day)]
     result.waiting = len(days) - len(enough)
     return [day for day, _ in enough], sum(count for _, count in enough)
 

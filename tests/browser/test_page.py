@@ -55,6 +55,14 @@ def test_tickers_are_chosen_by_mouse_and_by_key_and_stand_in_the_address(bridge,
     expect(page).to_have_url(re.compile("ticker=SPX"))
 
 
+def test_the_first_payload_alone_is_seen_on_the_heat_map(bridge, page):
+    post(bridge, strikes=[[6800.0, 60228.8, -40374.4, [1.0] * 5]])
+    page.goto(f"http://127.0.0.1:{bridge.port}/")
+    picture = page.locator("#heat .heatmaplayer image")
+    expect(picture).to_be_visible(timeout=PATIENCE)
+    assert picture.bounding_box()["width"] > 100 and picture.bounding_box()["height"] > 5
+
+
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 

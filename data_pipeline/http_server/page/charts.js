@@ -34,7 +34,8 @@ function prices(strikes, spot) {
   if (range) return range;
   if (spot === null || !strikes.length) return null;
   const near = strikes.filter((strike) => Math.abs(strike - spot) <= 0.03 * spot);
-  return near.length > 4 ? [near[0], near.at(-1)] : [Math.min(strikes[0], spot), Math.max(strikes.at(-1), spot)];
+  const room = 0.001 * spot; // so that a level at the edge is seen
+  return near.length > 4 ? [near[0], near.at(-1)] : [Math.min(strikes[0], spot) - room, Math.max(strikes.at(-1), spot) + room];
 }
 
 export function drawHeat(where, grid, rows, one) {
@@ -43,8 +44,11 @@ export function drawHeat(where, grid, rows, one) {
   const most = Math.max(1e-9, ...cells.flat().map((cell) => Math.abs(cell ?? 0)));
   const few = thinned(rows, 1500);
   const step = (field, name, tint) => line(few.filter((row) => row[field] !== null), field, name, { color: tint, width: 1, shape: "hv" });
+  // One column or one strike alone has no neighbour that says how large a cell is: then its edges are given.
+  const x = grid.times.length === 1 ? [time(grid.times[0]), time(grid.times[0] + grid.step)] : grid.times.map((seconds) => time(seconds + grid.step / 2));
+  const y = grid.strikes.length === 1 ? [grid.strikes[0] - 1, grid.strikes[0] + 1] : grid.strikes;
   Plotly.react(where, [
-    { type: "heatmap", x: grid.times.map((seconds) => time(seconds + grid.step / 2)), y: grid.strikes, z: cells, zmin: -most, zmax: most, showscale: false,
+    { type: "heatmap", x, y, z: cells, zmin: -most, zmax: most, showscale: false,
       customdata: grid.strikes.map((_, at) => grid.values.map((column) => column[at])),
       colorscale: [[0, colour("negative")], [0.5, colour("card")], [1, colour("positive")]], hovertemplate: "%{y} %{x|%H:%M} %{customdata:,.4s}<extra></extra>" },
     step("major_pos_vol", "major positive", colour("positive")), step("major_neg_vol", "major negative", colour("negative")),

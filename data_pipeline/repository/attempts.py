@@ -3,7 +3,8 @@
 Beside the positions, each reader of the journal says which records it is
 working on, and how often the process died meanwhile.  Whoever finds that it
 died takes a quarter of those records at once, then a quarter of that; the one
-that is left, with three deaths behind it, is the culprit.
+that is left, on which alone it then dies three times more, is the culprit.  Fewer
+would condemn an innocent one where somebody kills the process now and then.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 import pathlib
 
 DEATHS = 3
-_ROOM = 200  # bytes of the file, always written whole
+_ROOM = 400  # bytes of the file, always written whole
 
 
 class Attempts:
@@ -22,7 +23,7 @@ class Attempts:
         self._first = self._last = self._until = 0
         self._working = False
         self._share = 1 << 62
-        self._suspect = 0
+        self._suspect = self._alone = 0
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._take_up(json.loads(os.pread(self._fd, _ROOM, 0) or "{}"))
@@ -38,7 +39,9 @@ class Attempts:
             self._until = max(self._until, note["last"])
             count = note["last"] - note["first"] + 1
             self._share = max(1, count // 4)
-            self._suspect = note["first"] if count == 1 else 0
+            if count == 1:
+                self._alone = note["alone"] + 1 if note["suspect"] == note["first"] else 1
+                self._suspect = note["first"]
 
     def most(self, after: int, wanted: int) -> int:
         """How many of `wanted` records behind `after` to take at once."""
@@ -47,8 +50,8 @@ class Attempts:
         return min(wanted, self._share)
 
     def is_deadly(self, number: int) -> bool:
-        """Whether the process has died on this record, with nothing else in its hands, and three times in all."""
-        return number == self._suspect and self.deaths >= DEATHS
+        """Whether the process has died on this record three times, with nothing else in its hands."""
+        return number == self._suspect and self._alone >= DEATHS
 
     def begin(self, first: int, last: int) -> None:
         """Records `first` to `last` are being worked on."""
@@ -78,6 +81,8 @@ class Attempts:
             "deaths": self.deaths,
             "until": self._until,
             "share": self._share,
+            "suspect": self._suspect,
+            "alone": self._alone,
         }
         try:
             os.pwrite(self._fd, json.dumps(note).encode().ljust(_ROOM), 0)

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline.payloads.records import Webhook
 from data_pipeline.repository import segments
+from data_pipeline.repository.attempts import Attempts
 from data_pipeline.repository.journal import Journal
 from data_pipeline.repository.journal_reader import Cache, DurablePosition, JournalReader, SetAside
 from tests.helpers.support import PATIENCE
@@ -163,3 +164,18 @@ def test_the_shared_cache_is_bounded_in_records_and_in_bytes():
         cache.decode(segments.Record(number, large))
     assert cache._bytes == sum(size for _, size in cache._records.values()) <= Cache.BYTES
     assert list(cache._records) == [2007, 2008, 2009]
+
+
+def test_only_three_deaths_on_a_record_alone_condemn_it(tmp_path):
+    def life(first: int, last: int) -> Attempts:
+        """A process that dies while it works on these records."""
+        attempts = Attempts(tmp_path / "attempt")
+        attempts.begin(first, last)
+        return attempts
+
+    for first, last in ((5, 20), (5, 8), (5, 5), (5, 5)):
+        life(first, last)
+    assert not Attempts(tmp_path / "attempt").is_deadly(5)  # four deaths, but two of them alone
+    life(5, 5)
+    assert Attempts(tmp_path / "attempt").is_deadly(5)
+    assert not Attempts(tmp_path / "attempt").is_deadly(6)

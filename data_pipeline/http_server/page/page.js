@@ -10,7 +10,7 @@ const chosen = { ticker: "", endpoint: "", measure: "volume", step: "60", day: "
 let series = []; // the rows of /api/state
 let rows = []; // the timeline of the series that is shown
 let shown = ""; // what `rows` belong to
-let wait = ASK, heatAt = 0, timer = 0;
+let wait = ASK, heatAt = 0, timer = 0, running = false, pending = {};
 
 const path = (name, more) => `/api/${name}?` + new URLSearchParams({ ticker: chosen.ticker, endpoint: chosen.endpoint, ...(chosen.day ? { day: chosen.day } : {}), ...more });
 
@@ -154,8 +154,13 @@ async function showFlow() {
   }));
 }
 
+// One step at a time, and what was chosen meanwhile counts from the next one on: half a step of each would ask for
+// one ticker's endpoint or day of another.
 async function step() {
   clearTimeout(timer);
+  if (running) return;
+  running = true;
+  apply();
   try {
     series = await ask("/api/state");
     element("empty").hidden = series.length > 0;
@@ -168,7 +173,9 @@ async function step() {
     element("away").hidden = false;
     wait = Math.min(ASK_AWAY, 2 * wait);
   }
-  timer = setTimeout(step, document.hidden ? Math.max(wait, ASK_HIDDEN) : wait);
+  running = false;
+  const next = Object.keys(pending).length ? 0 : document.hidden ? Math.max(wait, ASK_HIDDEN) : wait;
+  timer = setTimeout(step, next);
 }
 
 async function showSeries() {
@@ -193,13 +200,19 @@ async function showSeries() {
 }
 
 function choose(change) {
-  Object.assign(chosen, change);
+  Object.assign(pending, change);
+  step();
+}
+
+function apply() {
+  if (!Object.keys(pending).length) return;
+  Object.assign(chosen, pending);
+  pending = {};
   document.documentElement.dataset.theme = chosen.theme;
   for (const name of ["measure", "step", "theme", "symbol", "side", "premium"]) element(name).value = chosen[name];
   history.replaceState(null, "", "?" + new URLSearchParams(chosen));
   heatAt = 0;
   relayout();
-  step();
 }
 
 element("example").textContent = `curl -d '{"ticker": "SPX", "kind": "snapshot", "endpoint": "gex_zero", "data": {"timestamp": ${Math.floor(Date.now() / 1000)}, "spot": 5334.67, "zero_gamma": 5326.29, "strikes": [[5300, 60228.8, -40374.4], [5350, 91200.5, 3100.2]]}}' ${location.origin}/gex`;
@@ -213,4 +226,4 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || step());
 const asked = new URLSearchParams(location.search);
-choose(Object.fromEntries(Object.keys(chosen).filter((name) => asked.has(name)).map((name) => [name, asked.get(name)])));
+choose({ ...chosen, ...Object.fromEntries(Object.keys(chosen).filter((name) => asked.has(name)).map((name) => [name, asked.get(name)])) });

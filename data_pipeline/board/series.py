@@ -6,19 +6,17 @@ import bisect
 import datetime
 import math
 import operator
-import zoneinfo
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 
+from data_pipeline.files.levels import MINUTE
 from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.reading import Reading, Strike
-
-NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
+from data_pipeline.payloads.times import NEW_YORK
 
 COLUMNS = tuple(reading.NAMES)
 # Rows that a day may have: a payload a second around the clock.  Over it the oldest rows go.
 MOST_ROWS = 86_400
-MINUTE = 60
 LATEST = float(times.LATEST)
 SURELY = 23 * 3600  # s before midnight that are of the same day, on the shortest day of the year too
 

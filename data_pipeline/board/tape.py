@@ -1,7 +1,6 @@
 """The flow tape: the newest option trades and flow alerts, in memory."""
 
 import collections
-import datetime
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +39,7 @@ class Tape:
         """Take in a whole `/uw` payload; returns how many rows it had.  received: UTC seconds."""
         found = option_flow(payload)
         for row in found:
-            moment = _seconds(row["executed_at"])
+            moment = times.seconds_of(row["executed_at"])
             shown = {"number": next(self._numbers), "time": received if moment is None else moment}
             self._rows.append(shown | {name: row[name] for name in SHOWN})
         return len(found)
@@ -58,8 +57,3 @@ def _fits(row: Mapping[str, Any], since: float, symbol: str | None, side: str | 
         and (side is None or row["side"] == side)
         and (min_premium <= 0 or (row["premium"] or 0) >= min_premium)
     )
-
-
-def _seconds(executed_at: str | None) -> float | None:
-    moment = times.parse_iso(executed_at) if executed_at else None
-    return None if moment is None else moment.astimezone(datetime.UTC).timestamp()

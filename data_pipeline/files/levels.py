@@ -8,7 +8,6 @@ The day, and the columns date and time, are New York's; timestamp is UTC seconds
 
 import datetime
 import json
-import zoneinfo
 from collections.abc import Iterator
 
 from data_pipeline.config import DataFolder
@@ -16,8 +15,8 @@ from data_pipeline.files.names import folder_name
 from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.reading import Strike
 from data_pipeline.payloads.records import Gex
+from data_pipeline.payloads.times import NEW_YORK
 
-NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 COLUMNS = ("timestamp", "date", "time", *reading.NAMES)
 HEAD = (",".join(COLUMNS) + "\n").encode()
 HEADS = {".csv": HEAD}  # what a file begins with, by its ending

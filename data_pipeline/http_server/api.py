@@ -19,8 +19,9 @@ from urllib.parse import parse_qsl
 
 from data_pipeline import __version__
 from data_pipeline.board import COLUMNS, Board, PastDays, Series
-from data_pipeline.board.series import MINUTE, trading_day
+from data_pipeline.board.series import trading_day
 from data_pipeline.board.tape import SHOWN
+from data_pipeline.files.levels import MINUTE
 from data_pipeline.payloads import times
 
 PREFIX = "/api/"

@@ -11,7 +11,6 @@ import logging
 import pathlib
 import threading
 import time
-import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -160,7 +159,7 @@ def summary(symbol: str, reply: dict[str, Any], whole: bool = False) -> dict[str
 
 def in_regular_hours(moment: datetime) -> bool:
     """Whether New York's exchanges are open by clock and weekday, 09:30 to 16:00; their holidays are not known here."""
-    there = moment.astimezone(zoneinfo.ZoneInfo("America/New_York"))
+    there = moment.astimezone(times.NEW_YORK)
     return there.weekday() < 5 and (9, 30) <= (there.hour, there.minute) < (16, 0)
 
 

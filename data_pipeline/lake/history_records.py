@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.lake import history_slow
+from data_pipeline.payloads import reading
 
 # Of the DuckDB of each thread; a piece takes far less.
 MEMORY_LIMIT = "200MB"
@@ -34,17 +35,7 @@ PIECE = 4 << 20
 HANDED_OVER = 32
 
 # The table's number -> the names it may have in a record; the first that is a number counts.
-NAMES = {
-    "spot": ("spot", "spot_price"),
-    "zero_gamma": ("zero_gamma",),
-    "net_gex_vol": ("sum_gex_vol", "net_gex_vol", "net_gex"),
-    "net_gex_oi": ("sum_gex_oi", "net_gex_oi"),
-    "major_pos_vol": ("major_pos_vol", "mpos_vol"),
-    "major_neg_vol": ("major_neg_vol", "mneg_vol"),
-    "major_pos_oi": ("major_pos_oi", "mpos_oi"),
-    "major_neg_oi": ("major_neg_oi", "mneg_oi"),
-    "delta_risk_reversal": ("delta_risk_reversal",),
-}
+NAMES = {**reading.NAMES, "spot": ("spot", "spot_price")}
 
 # The fields of a strike that is an object: the column -> the names it may have.
 _OBJECT = {"strike": ("strike",), "gamma_now": ("gex_vol", "gamma_now", "gex"), "vanna": ("gex_oi", "vanna")}

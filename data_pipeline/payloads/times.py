@@ -1,8 +1,10 @@
 """Times as payloads write them: seconds, milliseconds, ISO text."""
 
 import datetime
+import zoneinfo
 
 UTC = datetime.UTC
+NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 
 # Numbers above this are milliseconds where a date is made of them; in seconds
 # it would be the year 5138.

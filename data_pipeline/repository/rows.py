@@ -6,24 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.payloads import times
+from data_pipeline.payloads import reading, times
 from data_pipeline.payloads.flow import option_flow
 from data_pipeline.payloads.records import Gex, Link, Webhook
 from data_pipeline.payloads.trades import TOPIC, option_trade
 from data_pipeline.payloads.values import json_text, number, text
 from data_pipeline.repository import schema
 
-SNAPSHOT_NUMBERS = (
-    "spot",
-    "zero_gamma",
-    "net_gex_vol",
-    "net_gex_oi",
-    "major_pos_vol",
-    "major_neg_vol",
-    "major_pos_oi",
-    "major_neg_oi",
-    "delta_risk_reversal",
-)
+SNAPSHOT_NUMBERS = tuple(reading.NAMES)
 Columns = tuple[Sequence[Any], ...]  # of the same length
 Key = tuple[str | None, int, str | None]  # ticker, timestamp, endpoint
 # why a payload has no row, or no strikes -> what the log says of the first of a ticker

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.board.series import MINUTE, NEW_YORK, Series, _plain_column, trading_day
+from data_pipeline.board.series import Series, _plain_column, trading_day
+from data_pipeline.files.levels import MINUTE
 from data_pipeline.payloads import reading
+from data_pipeline.payloads.times import NEW_YORK
 
 OPEN = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=NEW_YORK).timestamp()
 

@@ -10,9 +10,10 @@ from data_pipeline.board.restore import BoardRestore
 from data_pipeline.board.series import trading_day
 from data_pipeline.files import levels
 from data_pipeline.files.levels import HEAD, LevelLines
+from data_pipeline.payloads import times
 from tests.helpers.support import RunningBridge, eventually
 
-OPEN = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=levels.NEW_YORK).timestamp()
+OPEN = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=times.NEW_YORK).timestamp()
 BASE = "levels/BRK%2FB/gex_zero/2026-11-24"
 
 
